@@ -1,0 +1,19 @@
+"""SAEmnesia: switch a concept off while a diffusion model paints. Entry point for ComfyUI."""
+try:
+    import folder_paths  # noqa: F401  (there only inside ComfyUI)
+except ModuleNotFoundError:
+    WEB_DIRECTORY = None
+else:
+    from comfy_api.latest import ComfyExtension, io
+
+    from .nodes import erase, files, load, picker, routes  # noqa: F401  (routes registers itself)
+
+    WEB_DIRECTORY = "./web"
+    files.register_folder()
+
+    class SaemnesiaExtension(ComfyExtension):
+        async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            return [*load.NODES, *picker.NODES, *erase.NODES]
+
+    async def comfy_entrypoint() -> SaemnesiaExtension:
+        return SaemnesiaExtension()

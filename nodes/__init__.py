@@ -1,0 +1,1 @@
+"""ComfyUI nodes: one module a thing a user does; each lists its nodes in NODES."""

@@ -1,0 +1,65 @@
+"""*SAEmnesia Erase*: the node an artist wires between checkpoint and sampler."""
+import torch
+from comfy_api.latest import io
+
+from ..sae_models import concepts as table
+from ..sae_models.erasure import Actuator, Edit
+from ..sae_models.formats import read_rows
+from . import files, patch
+
+CONDITIONAL_ONLY = "conditional only"
+
+
+def build_edit(sae: files.LoadedSae, text: str, actuator: Actuator, start_sigma: float, end_sigma: float,
+               conditional_only: bool) -> Edit:
+    """The edit that `text` (`cat, dog:0.8`) asks for, with its rows read from the SAE's file.
+
+    Raises SaeError for an unknown concept, a strength out of range, or a damaged file.
+    """
+    header = sae.header
+    choices = table.parse(text)
+    chosen = [table.find(header.concepts, choice.name, header.config.d_sae, sae.name) for choice in choices]
+    strengths = [actuator.default_strength if c.strength is None else c.strength for c in choices]
+    names = tuple(concept.name for concept in chosen for _ in concept.latents)
+    per_row = torch.tensor([s for concept, s in zip(chosen, strengths, strict=True) for _ in concept.latents])
+    return Edit(names, read_rows(sae.path, header, chosen), per_row, actuator, start_sigma, end_sigma,
+                conditional_only)
+
+
+class Erase(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAEmnesiaErase", display_name="SAEmnesia Erase", category="SAEmnesia",
+            description="Take concepts out of what a model paints, and keep everything else.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),
+                files.SaeType.Input("sae", tooltip="An SAE trained on this base model."),
+                io.String.Input("concepts", multiline=True, default="", tooltip=(
+                    "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no number) "
+                    "erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes further away, "
+                    "above 0 strengthens the concept.")),
+                io.Combo.Input("actuator", options=[a.value for a in Actuator], default=Actuator.ABLATE.value, tooltip=(
+                    "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; replace "
+                    "paints over the places where it fires with what is around them.")),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
+                    "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the layout.")),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
+                    "When erasing ends, as a share of sampling: 1 after the last step. Earlier keeps more detail.")),
+                io.Combo.Input("apply_to", options=["both", CONDITIONAL_ONLY], default="both", advanced=True, tooltip=(
+                    "both: erase in the positive and the negative half of guidance; conditional only: leave the negative "
+                    "half alone, a gentler edit.")),
+            ],
+            outputs=[io.Model.Output(display_name="MODEL")],
+        )
+
+    @classmethod
+    def execute(cls, model: patch.ModelPatcher, sae: files.LoadedSae, concepts: str, actuator: str, start: float,
+                end: float, apply_to: str) -> io.NodeOutput:
+        sampling = model.get_model_object("model_sampling")
+        edit = build_edit(sae, concepts, Actuator(actuator), sampling.percent_to_sigma(start),
+                          sampling.percent_to_sigma(end), apply_to == CONDITIONAL_ONLY)
+        return io.NodeOutput(patch.erase(model, sae, edit))
+
+
+NODES = [Erase]

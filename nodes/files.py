@@ -1,0 +1,48 @@
+"""The model folder `models/sae` and the SAE that travels between nodes: a path and its header, no weights."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..sae_models.errors import SaeError
+from ..sae_models.formats import Header, read_header
+
+FOLDER = "sae"
+SaeType = io.Custom("SAEMNESIA_SAE")
+
+
+@dataclass(frozen=True)
+class LoadedSae:
+    """An SAE file by the name people see, and what it says of itself."""
+    name: str
+    path: Path
+    header: Header
+
+
+def register_folder() -> None:
+    """Let ComfyUI list `models/sae`, beside any folder the user's extra_model_paths.yaml names so."""
+    paths = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))[0]
+    default = str(Path(folder_paths.models_dir) / FOLDER)
+    merged = [*paths, *(path for path in [default] if path not in paths)]
+    folder_paths.folder_names_and_paths[FOLDER] = (merged, {".safetensors"})
+
+
+def names() -> list[str]:
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def path_of(name: str) -> Path:
+    """The file of that name inside the model folders.
+
+    Raises SaeError when there is none.
+    """
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press R to refresh")
+    return Path(path)
+
+
+def load(name: str) -> LoadedSae:
+    path = path_of(name)
+    return LoadedSae(name, path, read_header(path))

@@ -1,0 +1,42 @@
+"""*SAEmnesia Load SAE*: choose a sparse autoencoder of models/sae; only its header is read here."""
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..sae_models.errors import SaeError
+from ..sae_models.hookpoint import normalise
+from . import files
+
+
+class LoadSae(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAEmnesiaLoadSAE", display_name="SAEmnesia Load SAE", category="SAEmnesia",
+            description="Choose a sparse autoencoder (SAE) trained on your base model.",
+            inputs=[
+                io.Combo.Input("sae_name", options=files.names(), tooltip="A file of models/sae."),
+                io.String.Input("hookpoint", default="", optional=True, tooltip=(
+                    "The block the SAE was trained on, for example up_blocks.1.attentions.1. "
+                    "Leave empty: the file says it. Only some published SAEs need it.")),
+            ],
+            outputs=[files.SaeType.Output("sae", display_name="SAE")],
+        )
+
+    @classmethod
+    def execute(cls, sae_name: str, hookpoint: str = "") -> io.NodeOutput:
+        sae = files.load(sae_name)
+        wanted = normalise(hookpoint) or sae.header.hookpoint
+        if not wanted:
+            raise SaeError(f"{sae_name} does not say which block it was trained on: write it into 'hookpoint', "
+                           f"for example up_blocks.1.attentions.1")
+        return io.NodeOutput(replace(sae, header=replace(sae.header, hookpoint=wanted)))
+
+    @classmethod
+    def fingerprint_inputs(cls, sae_name: str, hookpoint: str = "") -> tuple:
+        """Changes when the file does, so that a newly trained SAE is read again."""
+        status = files.path_of(sae_name).stat()
+        return sae_name, hookpoint, status.st_mtime_ns, status.st_size
+
+
+NODES = [LoadSae]

@@ -1,0 +1,29 @@
+"""*SAEmnesia Concept Picker*: choose concepts once and wire the list to several *Erase* nodes."""
+from comfy_api.latest import io
+
+from ..sae_models import concepts as table
+from . import files
+
+
+class ConceptPicker(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAEmnesiaConceptPicker", display_name="SAEmnesia Concept Picker", category="SAEmnesia",
+            description="Choose concepts of an SAE by name, with a strength each.",
+            inputs=[
+                files.SaeType.Input("sae", tooltip="The SAE whose concepts are listed."),
+                io.String.Input("concepts", multiline=True, default="", tooltip=(
+                    "The chosen concepts, for example: cat, dog:0.5. Without a number a concept is erased fully.")),
+            ],
+            outputs=[io.String.Output("chosen", display_name="concepts")],
+        )
+
+    @classmethod
+    def execute(cls, sae: files.LoadedSae, concepts: str) -> io.NodeOutput:
+        for choice in table.parse(concepts):
+            table.find(sae.header.concepts, choice.name, sae.header.config.d_sae, sae.name)
+        return io.NodeOutput(concepts)
+
+
+NODES = [ConceptPicker]

@@ -1,0 +1,124 @@
+"""The concept table: a name stands for one latent (or a few), with statistics by noise level; and the text
+`cat, noto style:0.8` that people write to choose concepts.
+"""
+import difflib
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import SaeError
+
+SEPARATORS = ",\n"
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A name, its latents (rows of the SAE), and what it is: "object", "style" or ""."""
+    name: str
+    latents: tuple[int, ...]
+    kind: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or any(c in self.name for c in SEPARATORS + ":#"):
+            raise SaeError(f"expected a concept name without , : # or line breaks, got {self.name!r}")
+        if not self.latents or min(self.latents) < 0:
+            raise SaeError(f"expected latents >= 0 for concept '{self.name}', got {list(self.latents)}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A concept someone chose, and how strongly; None where they did not say."""
+    name: str
+    strength: float | None = None
+
+
+def parse(text: str) -> list[Choice]:
+    """Read `Cats, Dogs:0.8`: names separated by commas or lines, each with an optional strength.
+
+    Raises SaeError for an empty list, a strength that is no finite number, and a name given twice.
+    """
+    items = [item.strip() for line in text.splitlines() for item in line.split(",")]
+    choices = [_parse_item(item) for item in items if item]
+    if not choices:
+        raise SaeError("no concept is chosen: tick one, or write for example 'cat' or 'cat:0.8, dog'")
+    names = [choice.name.casefold() for choice in choices]
+    twice = next((choice.name for choice in choices if names.count(choice.name.casefold()) > 1), None)
+    if twice:
+        raise SaeError(f"concept '{twice}' is listed twice: keep one of them")
+    return choices
+
+
+def _parse_item(item: str) -> Choice:
+    name, colon, number = (part.strip() for part in item.partition(":"))
+    if not name:
+        raise SaeError(f"'{item}' has no concept name: write for example 'cat:0.8'")
+    if not colon:
+        return Choice(name)
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise SaeError(f"'{number}' in '{item}' is not a strength: write a number, for example '{name}:0.8'")
+    return Choice(name, strength)
+
+
+def format_choices(choices: list[Choice]) -> str:
+    """The text `parse` reads back to the same choices."""
+    return ", ".join(c.name if c.strength is None else f"{c.name}:{c.strength!r}" for c in choices)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a latent does at each noise level: one row a latent, one column a sigma, sigmas rising.
+
+    sigmas [T]; thresholds [F, T]: it fires above this pre-activation; means [F, T]: its mean where it fires.
+    """
+    sigmas: tuple[float, ...] = (1.0,)
+    thresholds: Tensor = field(default_factory=lambda: torch.zeros(0, 1))
+    means: Tensor = field(default_factory=lambda: torch.zeros(0, 1))
+
+    @classmethod
+    def unknown(cls, n_latents: int) -> "Statistics":
+        """No statistics: a latent fires wherever it is positive."""
+        return cls((1.0,), torch.zeros(n_latents, 1), torch.ones(n_latents, 1))
+
+    def at(self, sigma: float, table: Tensor) -> Tensor:
+        """The column of `table` [F, T] at `sigma`, linear in log sigma, held constant beyond the ends: [F]."""
+        right = bisect_left(self.sigmas, sigma)
+        if right in (0, len(self.sigmas)):
+            return table[:, min(right, len(self.sigmas) - 1)]
+        low, high = self.sigmas[right - 1], self.sigmas[right]
+        share = math.log(sigma / low) / math.log(high / low)
+        return torch.lerp(table[:, right - 1], table[:, right], share)
+
+    def select(self, rows: list[int]) -> "Statistics":
+        return Statistics(self.sigmas, self.thresholds[rows], self.means[rows])
+
+
+def find(concepts: tuple[Concept, ...], name: str, d_sae: int, where: str) -> Concept:
+    """The concept called `name` in any case; `#123` means latent 123. `where` names the file in the error.
+
+    Raises SaeError for an unknown name, with the nearest ones.
+    """
+    if name.startswith("#"):
+        return _numbered(name, d_sae, where)
+    by_name = {concept.name.casefold(): concept for concept in concepts}
+    if name.casefold() in by_name:
+        return by_name[name.casefold()]
+    if not concepts:
+        raise SaeError(f"{where} has no concept names, so '{name}' cannot be found: "
+                       f"write a latent's number such as '#12', or train concepts first")
+    near = difflib.get_close_matches(name.casefold(), by_name, n=3, cutoff=0.3) or list(by_name)[:3]
+    raise SaeError(f"{where} has no concept '{name}'; nearest: {', '.join(by_name[n].name for n in near)}")
+
+
+def _numbered(name: str, d_sae: int, where: str) -> Concept:
+    number = int(name[1:]) if name[1:].isdecimal() else -1
+    if not 0 <= number < d_sae:
+        raise SaeError(f"{where} has latents #0 to #{d_sae - 1}, got '{name}'")
+    return Concept(f"latent {number}", (number,))

@@ -1,0 +1,170 @@
+"""The edit of one block's output: out = x + sum_f (z'_f - z_f) W_dec[f], over the chosen concepts' latents f only.
+
+No full decode and no error term: where no concept fires, nothing is added. All edits of a block are computed from the
+same unedited x, so their order does not matter. SAEmnesia (arXiv 2509.21379) section 3.3 with the sign of the error
+term corrected; *replace* is after PER (arXiv 2606.31699).
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import SaeError
+from .formats import Rows
+
+NEAREST = 4  # free tokens averaged into a replaced one
+
+
+class Actuator(StrEnum):
+    """What is done where a concept's latent fires with activation z and strength s.
+
+    ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace: the whole token goes to the mean of the
+    nearest tokens where no replaced concept fires, by share s; where every token fires, ablate.
+    """
+    ABLATE = "ablate"
+    STEER = "steer"
+    REPLACE = "replace"
+
+    @property
+    def default_strength(self) -> float:
+        return -1.0 if self is Actuator.STEER else 1.0
+
+    @property
+    def strengths(self) -> tuple[float, float]:
+        return (-100.0, 100.0) if self is Actuator.STEER else (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Some concepts' rows with one actuator.
+
+    names: of each row's concept; strengths [F]; start_sigma >= end_sigma: the noise levels it acts in, both included;
+    conditional_only: leave unconditional rows alone.
+    """
+    names: tuple[str, ...]
+    rows: Rows
+    strengths: Tensor
+    actuator: Actuator = Actuator.ABLATE
+    start_sigma: float = float("inf")
+    end_sigma: float = 0.0
+    conditional_only: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.actuator.strengths
+        for name, strength in zip(self.names, self.strengths.tolist(), strict=True):
+            if not low <= strength <= high:
+                raise SaeError(f"expected a strength of {low:g} to {high:g} for '{name}' with "
+                               f"{self.actuator.value}, got {strength:g}")
+        if self.start_sigma < self.end_sigma:
+            raise SaeError("expected the window's start before its end")
+
+    def active(self, sigma: float) -> bool:
+        return self.end_sigma <= sigma <= self.start_sigma
+
+
+class Erased(NamedTuple):
+    """The edited map, and per row of every edit whether it fired anywhere [edits' F in order], on the map's device."""
+    out: Tensor
+    fired: Tensor
+
+
+class _Placed(NamedTuple):
+    """One edit's tensors on the map's device and in its dtype."""
+    W_enc: Tensor
+    bias: Tensor
+    W_dec: Tensor
+    strengths: Tensor
+
+
+@dataclass
+class Erasure:
+    """All edits of one block. `residual`: the SAE encodes the block's output minus its input."""
+    edits: Sequence[Edit]
+    residual: bool = False
+    _placed: dict = field(default_factory=dict, repr=False)
+
+    def names(self) -> list[str]:
+        return [name for edit in self.edits for name in edit.names]
+
+    def __call__(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
+                 x_in: Tensor | None = None) -> Erased:
+        """Edit a map [B, d_in, H, W], or tokens [B, N, d_in]. x itself is left as it is.
+
+        sigma: noise level of this call; conditional: bool [B], None when all rows are; x_in: the block's input, for
+        a residual SAE.
+        """
+        columns = _columns(x)
+        seen = columns - _columns(x_in) if self.residual else columns
+        acts = [self._activations(edit, placed, seen, sigma, conditional)
+                for edit, placed in zip(self.edits, self._on(x), strict=True)]
+        fired = torch.cat([z.gt(0).any(2).any(0) for z in acts])
+        if x.device.type == "cpu" and not fired.any():
+            return Erased(x, fired)
+        out = self._edited(columns, acts, _places(x))
+        return Erased(out.mT.contiguous() if x.ndim == 3 else out.view(x.shape), fired)
+
+    @staticmethod
+    def _activations(edit: Edit, placed: _Placed, x: Tensor, sigma: float, conditional: Tensor | None) -> Tensor:
+        """z [B, F, N] of the edit's rows, zero where they do not fire or the edit does not act."""
+        if not edit.active(sigma):
+            return x.new_zeros(x.shape[0], len(placed.bias), x.shape[2])
+        threshold = edit.rows.statistics.at(sigma, edit.rows.statistics.thresholds).clamp_min(0).to(x)
+        z = torch.matmul(placed.W_enc, x) + placed.bias[:, None]
+        z = torch.where(z > threshold[:, None], z, 0)
+        if edit.conditional_only and conditional is not None:
+            z = z * conditional.to(z)[:, None, None]
+        return z
+
+    def _edited(self, x: Tensor, acts: list[Tensor], places: Tensor) -> Tensor:
+        """x [B, d_in, N] with every edit done."""
+        share = self._share_replaced(x, acts)
+        stuck = share.gt(0).all(2, keepdim=True)
+        share = share.masked_fill(stuck, 0)
+        out = x
+        for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True):
+            factor = placed.strengths if edit.actuator is Actuator.STEER else -placed.strengths
+            dz = z * factor[:, None] * (stuck if edit.actuator is Actuator.REPLACE else 1 - share)
+            out = torch.baddbmm(out, placed.W_dec.mT.expand(len(x), -1, -1), dz)
+        if any(edit.actuator is Actuator.REPLACE for edit in self.edits):
+            for row, source, part in zip(out, x, share[:, 0], strict=True):
+                _replace_from_nearest(row, source, part, places)
+        return out
+
+    def _share_replaced(self, x: Tensor, acts: list[Tensor]) -> Tensor:
+        """How far each token is to be replaced, [B, 1, N] in 0..1: the strongest wish of the concepts that fire."""
+        wishes = [z.gt(0) * placed.strengths[:, None] for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True)
+                  if edit.actuator is Actuator.REPLACE]
+        return torch.cat([x.new_zeros(len(x), 1, x.shape[2]), *wishes], 1).amax(1, keepdim=True)
+
+    def _on(self, x: Tensor) -> list[_Placed]:
+        """Every edit's rows where x is, in x's dtype, copied once."""
+        key = (x.device, x.dtype)
+        if key not in self._placed:
+            self._placed[key] = [_Placed(*(t.to(x) for t in (e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.strengths)))
+                                 for e in self.edits]
+        return self._placed[key]
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Tokens as columns, [B, d_in, N], of a map [B, d_in, H, W] or of tokens [B, N, d_in]."""
+    return x.flatten(2) if x.ndim == 4 else x.mT
+
+
+def _places(x: Tensor) -> Tensor:
+    """Where each token is, [N, 2]; tokens without a map lie on a line."""
+    height, width = x.shape[2:] if x.ndim == 4 else (1, x.shape[1])
+    return torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(x.device, torch.float32)
+
+
+def _replace_from_nearest(out: Tensor, x: Tensor, share: Tensor, places: Tensor) -> None:
+    """Blend, in `out` [d_in, N], every token with share > 0 towards the mean of its nearest free tokens of x."""
+    taken, free = share.gt(0).nonzero()[:, 0], share.eq(0).nonzero()[:, 0]
+    if len(taken) == 0:
+        return
+    distance = torch.cdist(places[taken], places[free])
+    near = distance.topk(min(NEAREST, len(free)), largest=False).indices
+    donors = x[:, free[near]].mean(2)
+    out[:, taken] = torch.lerp(out[:, taken], donors, share[taken])

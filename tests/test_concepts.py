@@ -1,0 +1,62 @@
+"""Choosing concepts by text, and finding them in a table."""
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_models.concepts import Choice, Concept, Statistics, find, format_choices, parse
+from sae_models.errors import SaeError
+
+NAMES = st.text(st.characters(blacklist_characters=",:#\n\r", blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")),
+                min_size=1, max_size=12)
+STRENGTHS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+TABLE = (Concept("cat", (3,), "object"), Concept("dog", (5, 8), "object"), Concept("noto style", (1,), "style"))
+
+
+@given(st.lists(st.builds(Choice, NAMES, STRENGTHS), min_size=1, unique_by=lambda c: c.name.casefold()))
+def test_what_is_written_is_read_back(choices):
+    assert parse(format_choices(choices)) == choices
+
+
+@given(st.text())
+def test_any_text_is_choices_or_one_sentence(text):
+    try:
+        assert parse(text)
+    except SaeError as error:
+        assert "\n" not in str(error) or "\n" in text
+
+
+def test_names_may_hold_spaces_and_stand_on_lines():
+    assert parse(" noto style : 0.5,\ncat\n") == [Choice("noto style", 0.5), Choice("cat")]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("", "no concept is chosen"), (" , \n", "no concept is chosen"), ("cat:loud", "is not a strength"),
+    ("cat:nan", "is not a strength"), ("cat:inf", "is not a strength"), (":0.5", "has no concept name"),
+    ("cat, Cat:0.5", "listed twice"),
+])
+def test_a_slip_is_one_clear_sentence(text, says):
+    with pytest.raises(SaeError, match=says):
+        parse(text)
+
+
+def test_concepts_are_found_in_any_case_and_latents_by_number():
+    assert find(TABLE, "CAT", 10, "x").latents == (3,)
+    assert find(TABLE, "#7", 10, "x").latents == (7,)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("catt", "x has no concept 'catt'; nearest: cat"), ("noto", "nearest: noto style"),
+    ("#10", "latents #0 to #9"), ("#x", "latents #0 to #9"),
+])
+def test_an_unknown_concept_names_the_nearest(name, says):
+    with pytest.raises(SaeError, match=says):
+        find(TABLE, name, 10, "x")
+
+
+def test_statistics_are_linear_in_log_sigma_and_constant_beyond_the_ends():
+    statistics = Statistics((0.1, 10.0), torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
+    at = [float(statistics.at(sigma, statistics.thresholds)) for sigma in (0.01, 0.1, 1.0, 10.0, math.inf)]
+    assert at == pytest.approx([1, 1, 2, 3, 3])

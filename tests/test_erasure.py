@@ -1,0 +1,157 @@
+"""The edit of a block's output against a dense formula written here: full encode, full decode."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_models.concepts import Statistics
+from sae_models.erasure import Actuator, Edit, Erasure
+from sae_models.errors import SaeError
+from sae_models.formats import Rows
+from sae_models.sae import Sae, SaeConfig
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def random_sae(seed: int, d_in: int, d_sae: int) -> Sae:
+    torch.manual_seed(seed)
+    sae = Sae(SaeConfig(d_in, d_sae, 1))
+    with torch.no_grad():
+        sae.b_dec.normal_()
+        sae.encoder.bias.normal_(std=0.1)
+    return sae.requires_grad_(False)
+
+
+def rows_of(sae: Sae, latents: list[int], threshold: float = 0.0) -> Rows:
+    W_enc = sae.encoder.weight[latents]
+    statistics = Statistics((1.0,), torch.full((len(latents), 1), threshold), torch.ones(len(latents), 1))
+    return Rows(W_enc, sae.encoder.bias[latents] - W_enc @ sae.b_dec, sae.W_dec[latents], statistics)
+
+
+def edit_of(sae: Sae, latents: list[int], actuator=Actuator.ABLATE, strength=None, threshold=0.0, **options) -> Edit:
+    strengths = torch.full((len(latents),), actuator.default_strength if strength is None else strength)
+    return Edit(tuple(f"c{i}" for i in latents), rows_of(sae, latents, threshold), strengths, actuator, **options)
+
+
+def dense(sae: Sae, x: torch.Tensor, latents: list[int], factor: float, threshold: float) -> torch.Tensor:
+    """out = x + decode(z') - decode(z) in double precision, over all latents."""
+    tokens = x.double().movedim(1, -1)
+    W_enc, b_enc, W_dec, b_dec = (t.double() for t in (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec))
+    z = ((tokens - b_dec) @ W_enc.T + b_enc).relu()
+    chosen = torch.zeros(len(b_enc), dtype=torch.bool)
+    chosen[latents] = True
+    edited = torch.where(chosen & (z > threshold), z * factor, z)
+    return (tokens + (edited @ W_dec + b_dec) - (z @ W_dec + b_dec)).movedim(-1, 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 3), height=st.integers(1, 5), width=st.integers(1, 7),
+       d_in=st.integers(2, 24), d_sae=st.integers(3, 40), chosen=st.integers(1, 3),
+       dtype=st.sampled_from(list(TOLERANCE)), steer=st.floats(-20, 20), ablate=st.booleans())
+def test_the_edit_equals_the_dense_formula(seed, rows, height, width, d_in, d_sae, chosen, dtype, steer, ablate):
+    sae, latents = random_sae(seed, d_in, d_sae), list(range(0, d_sae, 2))[:chosen]
+    x = torch.randn(rows, d_in, height, width).to(dtype)
+    edit = edit_of(sae, latents) if ablate else edit_of(sae, latents, Actuator.STEER, steer)
+    wanted = dense(sae, x, latents, 0.0 if ablate else 1 + steer, 0.0)
+    scale = 1 + float((wanted - x).abs().max()) + float(x.abs().max())
+    assert (Erasure([edit])(x, 1.0).out.double() - wanted).abs().max() <= TOLERANCE[dtype] * scale * (2 + abs(steer))
+
+
+@pytest.fixture
+def sae() -> Sae:
+    return random_sae(0, 16, 32)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(4, 16, 5, 3, generator=torch.Generator().manual_seed(1))
+
+
+def test_tokens_and_maps_are_edited_alike(sae, x):
+    edit = edit_of(sae, [1, 2])
+    by_map = Erasure([edit])(x, 1.0).out
+    by_tokens = Erasure([edit])(x.flatten(2).mT.contiguous(), 1.0).out
+    assert torch.allclose(by_map.flatten(2).mT, by_tokens, atol=1e-6)
+
+
+def test_a_threshold_leaves_weaker_tokens_alone(sae, x):
+    strong = dense(sae, x, [4], 0.0, 0.5)
+    assert torch.allclose(Erasure([edit_of(sae, [4], threshold=0.5)])(x, 1.0).out.double(), strong, atol=1e-5)
+    assert not torch.allclose(strong, dense(sae, x, [4], 0.0, 0.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("actuator", list(Actuator))
+def test_strength_zero_and_silence_are_bit_identical(sae, x, actuator):
+    assert torch.equal(Erasure([edit_of(sae, [1, 2], actuator, strength=0.0)])(x, 1.0).out, x)
+    assert torch.equal(Erasure([edit_of(sae, [1, 2], actuator, threshold=1e6)])(x, 1.0).out, x)
+
+
+def test_the_input_is_never_written_to(sae, x):
+    before = x.clone()
+    for actuator in Actuator:
+        Erasure([edit_of(sae, [1, 2], actuator)])(x, 1.0)
+    assert torch.equal(x, before)
+
+
+def test_the_window_is_in_sigma(sae, x):
+    erasure = Erasure([edit_of(sae, [1, 2], start_sigma=5.0, end_sigma=1.0)])
+    changed = [not torch.equal(erasure(x, sigma).out, x) for sigma in (0.5, 1.0, 3.0, 5.0, 6.0)]
+    assert changed == [False, True, True, True, False]
+
+
+def test_only_conditional_rows_are_edited_when_asked(sae, x):
+    erasure = Erasure([edit_of(sae, [1, 2], conditional_only=True)])
+    out = erasure(x, 1.0, torch.tensor([False, True, False, True])).out
+    assert torch.equal(out[[0, 2]], x[[0, 2]])
+    assert torch.allclose(out[[1, 3]], Erasure([edit_of(sae, [1, 2])])(x, 1.0).out[[1, 3]])
+
+
+@pytest.mark.parametrize("second", list(Actuator))
+@pytest.mark.parametrize("first", list(Actuator))
+def test_two_edits_do_not_depend_on_their_order(sae, x, first, second):
+    a, b = edit_of(sae, [1], first, strength=0.5), edit_of(sae, [2], second, strength=0.7)
+    assert torch.allclose(Erasure([a, b])(x, 1.0).out, Erasure([b, a])(x, 1.0).out, atol=1e-5)
+
+
+@pytest.mark.parametrize("actuator", list(Actuator))
+def test_two_edits_equal_one_with_both_concepts(sae, x, actuator):
+    apart = Erasure([edit_of(sae, [1], actuator), edit_of(sae, [2], actuator)])(x, 1.0).out
+    assert torch.allclose(apart, Erasure([edit_of(sae, [1, 2], actuator)])(x, 1.0).out, atol=1e-5)
+
+
+def test_replace_fills_from_the_nearest_silent_tokens(sae):
+    x = torch.zeros(1, 16, 1, 9)
+    x[0, :, 0, 4] = 5 * sae.encoder.weight[3]
+    x[0, 0, 0] += torch.arange(9.0)
+    silent = torch.tensor([0.0, 1, 2, 3, 5, 6, 7, 8])
+    z = sae.pre_acts(x[0, :, 0].T)[:, 3]
+    threshold = float(z[silent.long()].max()) + 0.01
+    assert z[4] > threshold
+    out = Erasure([edit_of(sae, [3], Actuator.REPLACE, threshold=threshold)])(x, 1.0).out
+    assert torch.equal(out[..., [0, 1, 2, 3, 5, 6, 7, 8]], x[..., [0, 1, 2, 3, 5, 6, 7, 8]])
+    assert torch.allclose(out[0, :, 0, 4], x[0, :, 0, [2, 3, 5, 6]].mean(1))
+
+
+def test_replace_ablates_where_every_token_fires(sae):
+    x = (sae.b_dec + 8 * sae.encoder.weight[3]).view(1, 16, 1, 1).expand(1, 16, 2, 2).contiguous()
+    replaced = Erasure([edit_of(sae, [3], Actuator.REPLACE)])(x, 1.0).out
+    assert torch.allclose(replaced, Erasure([edit_of(sae, [3])])(x, 1.0).out)
+    assert not torch.equal(replaced, x)
+
+
+def test_a_residual_sae_reads_output_minus_input(sae, x):
+    x_in = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    out = Erasure([edit_of(sae, [1, 2])], residual=True)(x, 1.0, None, x_in).out
+    assert torch.allclose(out.double(), dense(sae, x - x_in, [1, 2], 0.0, 0.0) + x_in, atol=1e-5)
+
+
+def test_fired_says_which_rows_did(sae, x):
+    quiet = edit_of(sae, [1], threshold=1e6)
+    assert Erasure([quiet, edit_of(sae, [2])])(x, 1.0).fired.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("actuator", "strength"), [
+    (Actuator.ABLATE, 1.5), (Actuator.ABLATE, -0.1), (Actuator.REPLACE, 2.0), (Actuator.STEER, 101.0)])
+def test_a_strength_out_of_range_is_one_sentence(sae, actuator, strength):
+    with pytest.raises(SaeError, match="expected a strength of"):
+        edit_of(sae, [1], actuator, strength)

@@ -1,0 +1,146 @@
+"""Files: what is written is read back, a concept is read by its rows, and a bad file is one clear sentence."""
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from sae_models import Concept, Header, Sae, SaeConfig, SaeError, Statistics, read_header, read_rows, read_sae, write
+
+CONCEPTS = (Concept("cat", (3,), "object", "a small cat"), Concept("noto style", (1, 6), "style"))
+
+
+def make(path, dtype=torch.float32, concepts=CONCEPTS, **header):
+    torch.manual_seed(0)
+    config = SaeConfig(8, 12, 4)
+    sae = Sae(config)
+    rows = sum(len(c.latents) for c in concepts)
+    statistics = Statistics((0.1, 1.0, 10.0), torch.rand(rows, 3), torch.rand(rows, 3))
+    described = Header(config, "unet.up_blocks.1.attentions.1", "sd15", False, concepts, {"fvu": 0.1})
+    write(path, sae, described, statistics, dtype)
+    return sae, statistics
+
+
+def published(folder, sae, k=4):
+    """sparsify's layout, as SAEmnesia and SAeUron publish it."""
+    folder.mkdir(parents=True)
+    save_file({name: t.detach() for name, t in sae.state_dict().items()}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"expansion_factor": 16, "k": k, "d_in": 8, "num_latents": 0}))
+    return folder / "sae.safetensors"
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    sae, _ = make(tmp_path / "a.safetensors")
+    again, header = read_sae(tmp_path / "a.safetensors")
+    assert header.concepts == CONCEPTS
+    assert (header.hookpoint, header.base, header.training) == ("up_blocks.1.attentions.1", "sd15", {"fvu": 0.1})
+    assert all(torch.equal(a, b) for a, b in zip(sae.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not list(tmp_path.glob("*.part"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@given(order=st.lists(st.sampled_from(CONCEPTS), min_size=1, max_size=2, unique=True))
+def test_rows_are_those_of_the_whole_sae(tmp_path, order):
+    sae, statistics = make(tmp_path / "a.safetensors")
+    rows = read_rows(tmp_path / "a.safetensors", read_header(tmp_path / "a.safetensors"), order)
+    latents = [latent for concept in order for latent in concept.latents]
+    x = torch.randn(5, 8)
+    assert torch.allclose(x @ rows.W_enc.T + rows.bias, sae.logits(x)[:, latents], atol=1e-6)
+    assert torch.equal(rows.W_dec, sae.W_dec[latents])
+    places = [(3, 1, 6).index(latent) for latent in latents]
+    assert torch.equal(rows.statistics.thresholds, statistics.thresholds[places])
+
+
+def test_a_latent_chosen_by_number_fires_wherever_it_is_positive(tmp_path):
+    make(tmp_path / "a.safetensors")
+    header = read_header(tmp_path / "a.safetensors")
+    rows = read_rows(tmp_path / "a.safetensors", header, [Concept("latent 7", (7,)), CONCEPTS[0]])
+    assert rows.statistics.thresholds[0].tolist() == [0, 0, 0]
+    assert rows.statistics.thresholds[1].min() > 0
+
+
+def test_published_folders_are_read(tmp_path):
+    sae, _ = make(tmp_path / "a.safetensors")
+    path = published(tmp_path / "unet.up_blocks.1.attentions.1", sae)
+    again, header = read_sae(path)
+    assert (header.config.k, header.hookpoint, header.concepts) == (4, "up_blocks.1.attentions.1", ())
+    x = torch.randn(3, 8)
+    assert torch.equal(again(x), sae(x))
+
+
+def test_a_published_file_without_its_folder_name_has_no_hookpoint(tmp_path):
+    sae, _ = make(tmp_path / "a.safetensors")
+    assert read_header(published(tmp_path / "SAEmnesia", sae)).hookpoint == ""
+
+
+def test_a_published_file_without_cfg_says_so(tmp_path):
+    sae, _ = make(tmp_path / "a.safetensors")
+    path = published(tmp_path / "x", sae)
+    path.with_name("cfg.json").unlink()
+    with pytest.raises(SaeError, match="cfg.json"):
+        read_header(path)
+
+
+def test_a_truncated_file_is_one_sentence(tmp_path):
+    make(tmp_path / "a.safetensors")
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:size])
+        with pytest.raises(SaeError, match="cut.safetensors"):
+            read_header(tmp_path / "cut.safetensors")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@given(place=st.integers(0, 900), byte=st.integers(0, 255))
+def test_a_flipped_byte_in_the_header_is_read_or_one_sentence(tmp_path, place, byte):
+    make(tmp_path / "a.safetensors")
+    data = bytearray((tmp_path / "a.safetensors").read_bytes())
+    data[place] = byte
+    (tmp_path / "b.safetensors").write_bytes(data)
+    try:
+        header = read_header(tmp_path / "b.safetensors")
+        if header.concepts:
+            read_rows(tmp_path / "b.safetensors", header, list(header.concepts)[:1])
+    except SaeError:
+        pass
+
+
+@pytest.mark.parametrize("name", ["sae.pt", "sae.ckpt", "sae.safetensors"])
+def test_a_pickle_is_never_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({"encoder.weight": [1.0]}))
+    with pytest.raises(SaeError, match="pickle|cannot be read as safetensors"):
+        read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["encoder.weight", "W_dec", "encoder.bias", "b_dec"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, tensor, bad):
+    sae, statistics = make(tmp_path / "a.safetensors")
+    with torch.no_grad():
+        sae.state_dict()[tensor][3 if tensor != "b_dec" else 0] = bad
+    write(tmp_path / "b.safetensors", sae, read_header(tmp_path / "a.safetensors"), statistics)
+    header = read_header(tmp_path / "b.safetensors")
+    with pytest.raises(SaeError, match="not finite"):
+        read_rows(tmp_path / "b.safetensors", header, [CONCEPTS[0]])
+    with pytest.raises(SaeError, match="not finite"):
+        read_sae(tmp_path / "b.safetensors")
+
+
+def test_a_foreign_file_says_what_is_missing(tmp_path):
+    save_file({"model.weight": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(SaeError, match=r"lora.safetensors is no SAE .* encoder.weight"):
+        read_header(tmp_path / "lora.safetensors")
+
+
+def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(SaeError, match="no file none.safetensors in"):
+        read_header(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("config", [(8, 12, 0), (8, 12, 13), (0, 12, 4)])
+def test_a_config_validates_itself(config):
+    with pytest.raises(SaeError, match="expected"):
+        SaeConfig(*config)
