@@ -42,11 +42,11 @@ class Erase(io.ComfyNode):
                 io.Combo.Input("actuator", options=[a.value for a in Actuator], default=Actuator.ABLATE.value, tooltip=(
                     "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; replace "
                     "paints over the places where it fires with what is around them.")),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the layout.")),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=(
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing ends, as a share of sampling: 1 after the last step. Earlier keeps more detail.")),
-                io.Combo.Input("apply_to", options=["both", CONDITIONAL_ONLY], default="both", advanced=True, tooltip=(
+                io.Combo.Input("apply_to", options=["both", CONDITIONAL_ONLY], default="both", tooltip=(
                     "both: erase in the positive and the negative half of guidance; conditional only: leave the negative "
                     "half alone, a gentler edit.")),
             ],

@@ -1,0 +1,37 @@
+# Everything one runs in this repository. `make` alone says what there is.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+HOST_PYTHON := .host/venv/bin/python
+CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
+PORT ?= 8188
+ARGS ?=
+
+.PHONY: help setup test demo demo-ui bench-minicanvas bench-overhead checkpoint
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
+
+setup: ## a pinned ComfyUI for CPU in .host/ (some minutes once, nothing to do after that)
+	@$(PYTHON) tools/setup_host.py
+
+test: ## every test, in a real ComfyUI and a real browser; ARGS="-k erase" picks
+	@$(PYTHON) tools/setup_host.py --tests --with-browser
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests $(ARGS)
+
+demo: setup checkpoint ## erase a concept from a real model and look at the pictures
+	$(HOST_PYTHON) -m tools.demo $(ARGS)
+
+demo-ui: setup checkpoint ## the same in ComfyUI's page, on http://127.0.0.1:8188 (PORT=...), until Ctrl-C
+	@echo "Open http://127.0.0.1:$(PORT) when the server says that it has started; Ctrl-C ends it."
+	@cd .host/ComfyUI && ../venv/bin/python -W ignore main.py --cpu --use-pytorch-cross-attention \
+		--listen 127.0.0.1 --port $(PORT) --disable-auto-launch --disable-api-nodes $(ARGS)
+
+bench-minicanvas: setup checkpoint ## how well concepts are erased, and what else changes
+	$(HOST_PYTHON) -m benchmarks.minicanvas.bench $(ARGS)
+
+bench-overhead: setup checkpoint ## what erasing costs in time and memory
+	$(HOST_PYTHON) -m benchmarks.overhead $(ARGS)
+
+checkpoint: $(CHECKPOINT) ## assemble the small model of the demo and the benchmarks
+
+$(CHECKPOINT): $(wildcard benchmarks/minicanvas/weights/*) | setup
+	$(HOST_PYTHON) -m benchmarks.minicanvas.checkpoint $@

@@ -1,0 +1,71 @@
+"""Which latents stand for a concept: SAeUron's score, one latent a concept by greedy choice, and their statistics.
+
+    s_c,i[f] = mu_c,i[f] / sum_f mu_c,i  -  mu_notc,i[f] / sum_f mu_notc,i
+
+with mu the mean activation over the tokens and prompts of a concept at noise level i (SAeUron, arXiv 2501.18052,
+section 4.2); SAEmnesia (arXiv 2509.21379, section 3.2) averages s over noise levels and assigns uniquely.
+"""
+import torch
+from torch import Tensor
+
+from .concepts import Statistics
+from .sae import Sae
+
+
+def scores(means: Tensor, labels: Tensor, levels: Tensor) -> Tensor:
+    """Score of every latent for every concept, averaged over noise levels: [C, d_sae].
+
+    means [n, d_sae]: mean activation over the tokens of map n, zeros included; labels bool [n, C]; levels int [n]: the
+    noise level of each map. A level at which a concept is always or never present tells nothing and is left out.
+    """
+    total = torch.zeros(labels.shape[1], means.shape[1])
+    counted = torch.zeros(labels.shape[1], 1)
+    for level in levels.unique():
+        here = levels == level
+        present, mean = labels[here].float(), means[here]
+        n_in, n_out = present.sum(0)[:, None], (1 - present).sum(0)[:, None]
+        known = (n_in > 0) & (n_out > 0)
+        inside, outside = present.T @ mean / n_in.clamp_min(1), (1 - present).T @ mean / n_out.clamp_min(1)
+        total += known * (_share(inside) - _share(outside))
+        counted += known
+    return total / counted.clamp_min(1)
+
+
+def _share(mu: Tensor) -> Tensor:
+    return mu / mu.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def assign(score: Tensor) -> list[int]:
+    """One latent a concept, unique, best score first: a list of C latents for scores [C, d_sae]."""
+    left, chosen = score.clone(), [-1] * len(score)
+    for _ in range(len(score)):
+        concept, latent = divmod(int(left.argmax()), left.shape[1])
+        chosen[concept] = latent
+        left[concept], left[:, latent] = -torch.inf, -torch.inf
+    return chosen
+
+
+@torch.no_grad()
+def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: list[int],
+            quantile: float = 0.999) -> Statistics:
+    """Threshold and mean of each concept's latent at every noise level that occurs.
+
+    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]; latents [C]. The threshold is what all but 1 - `quantile` of the
+    tokens of maps without the concept stay under.
+    """
+    rows = torch.tensor(latents)
+    z = torch.cat([sae.pre_acts(part.float())[..., rows] for part in tokens.split(256)])
+    levels = sigmas.unique(sorted=True)
+    thresholds, means = torch.zeros(len(rows), len(levels)), torch.zeros(len(rows), len(levels))
+    for column, level in enumerate(levels):
+        here = sigmas == level
+        for row in range(len(rows)):
+            present = labels[here, row]
+            thresholds[row, column] = _quantile(z[here][~present][..., row], quantile)
+            means[row, column] = z[here][present][..., row].mean()
+    return Statistics(tuple(levels.tolist()), thresholds, means)
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    flat = values.flatten().sort().values
+    return flat[min(len(flat) - 1, int(q * len(flat)))]
