@@ -15,12 +15,15 @@ setup: ## a pinned ComfyUI for CPU in .host/ (some minutes once, nothing to do a
 
 test: ## every test, in a real ComfyUI and a real browser; ARGS="-k erase" picks
 	@$(PYTHON) tools/setup_host.py --tests --with-browser
+	@$(MAKE) --no-print-directory checkpoint
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests $(ARGS)
 
 demo: setup checkpoint ## erase a concept from a real model and look at the pictures
 	$(HOST_PYTHON) -m tools.demo $(ARGS)
 
 demo-ui: setup checkpoint ## the same in ComfyUI's page, on http://127.0.0.1:8188 (PORT=...), until Ctrl-C
+	@mkdir -p .host/ComfyUI/user/default/workflows && cp example_workflows/erase.json .host/ComfyUI/user/default/workflows/
+	@echo "In the page open the workflow 'erase' (Workflows, on the left, or press w)."
 	@echo "Open http://127.0.0.1:$(PORT) when the server says that it has started; Ctrl-C ends it."
 	@cd .host/ComfyUI && ../venv/bin/python -W ignore main.py --cpu --use-pytorch-cross-attention \
 		--listen 127.0.0.1 --port $(PORT) --disable-auto-launch --disable-api-nodes $(ARGS)
@@ -34,4 +37,4 @@ bench-overhead: setup checkpoint ## what erasing costs in time and memory
 checkpoint: $(CHECKPOINT) ## assemble the small model of the demo and the benchmarks
 
 $(CHECKPOINT): $(wildcard benchmarks/minicanvas/weights/*) | setup
-	$(HOST_PYTHON) -m benchmarks.minicanvas.checkpoint $@
+	$(HOST_PYTHON) -m benchmarks.minicanvas.checkpoint .host/ComfyUI/models

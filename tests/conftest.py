@@ -1,13 +1,20 @@
 """What every test may ask for: a running ComfyUI with this repository linked into it."""
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tools.comfy_host import ComfyHost
+from tools.comfy_host import COMFY, ComfyHost
+
+HOST_NODES = Path(__file__).with_name("host_nodes")
 
 
 @pytest.fixture(scope="session")
 def host() -> Iterator[ComfyHost]:
     """One host for the whole session; a test that needs other options starts its own."""
+    link = COMFY / "custom_nodes" / "saemnesia-tests"
+    if link.resolve() != HOST_NODES:
+        link.unlink(missing_ok=True)
+        link.symlink_to(HOST_NODES)
     with ComfyHost() as running:
         yield running

@@ -1,0 +1,60 @@
+"""Graphs that sample MiniCanvas in a running host, and the exact latents they give."""
+from pathlib import Path
+from urllib.parse import urlencode
+
+from safetensors.torch import load
+from torch import Tensor
+
+from host import node
+from tools.comfy_host import ComfyHost, Graph
+
+NAME = "minicanvas.safetensors"
+
+
+def graph(prompt: str = "a cat, noto style", *, width: int = 96, height: int = 96, batch: int = 1, steps: int = 4,
+          cfg: float = 4.0, sampler: str = "euler", seed: int = 1) -> Graph:
+    """Text to latent with stock nodes; `erase` and `then` put nodes between checkpoint and sampler."""
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
+        "positive": node("CLIPTextEncode", clip=["checkpoint", 1], text=prompt),
+        "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
+        "latent": node("EmptyLatentImage", width=width, height=height, batch_size=batch),
+        "sampler": node("KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
+                        latent_image=["latent", 0], seed=seed, steps=steps, cfg=cfg, sampler_name=sampler,
+                        scheduler="normal", denoise=1.0),
+        "save": node("SaveLatent", samples=["sampler", 0], filename_prefix="test"),
+    }
+
+
+def then(made: Graph, name: str, class_type: str, **inputs: object) -> Graph:
+    """`made` with one more model node before the sampler."""
+    before = made["sampler"]["inputs"]["model"]
+    made[name] = node(class_type, model=before, **inputs)
+    made["sampler"]["inputs"]["model"] = [name, 0]
+    return made
+
+
+def erase(made: Graph, concepts: str, actuator: str = "ablate", *, name: str = "erase", sae: str = NAME,
+          hookpoint: str = "", **options: object) -> Graph:
+    made["sae " + name] = node("SAEmnesiaLoadSAE", sae_name=sae, hookpoint=hookpoint)
+    inputs = {"start": 0.0, "end": 1.0, "apply_to": "both"} | options
+    return then(made, name, "SAEmnesiaErase", sae=["sae " + name, 0], concepts=concepts, actuator=actuator, **inputs)
+
+
+def latents(host: ComfyHost, made: Graph) -> Tensor:
+    """The sampled latents, exactly as the host has them."""
+    files = host.run(made).history["outputs"]["save"]["latents"]
+    return load(host.get("/view?" + urlencode(files[0])))["latent_tensor"]
+
+
+def write_small_sae(path: Path, d_in: int = 320, hookpoint: str = "up_blocks.0.attentions.1",
+                    base: str = "sd15") -> None:
+    """A random SAE with the concepts "cat" and "dog", for what does not depend on weights."""
+    import torch
+
+    from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
+    torch.manual_seed(0)
+    config = SaeConfig(d_in, 64, 8)
+    concepts = (Concept("cat", (3,), "object"), Concept("dog", (4,), "object"))
+    statistics = Statistics((0.1, 10.0), torch.zeros(2, 2), torch.ones(2, 2))
+    write(path, Sae(config), Header(config, hookpoint, base, False, concepts), statistics)
