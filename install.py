@@ -7,4 +7,5 @@ from importlib.util import find_spec
 NEEDED = ("torch", "numpy", "safetensors", "huggingface_hub")
 missing = [name for name in NEEDED if find_spec(name) is None]
 if missing:
-    print(f"SAEmnesia needs {', '.join(missing)}: run 'python -m pip install -r requirements.txt' with the host's Python.")
+    print(f"SAEmnesia needs {', '.join(missing)}: "
+          f"run 'python -m pip install -r requirements.txt' with the host's Python.")

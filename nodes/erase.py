@@ -36,19 +36,20 @@ class Erase(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),
                 files.SaeType.Input("sae", tooltip="An SAE trained on this base model."),
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
-                    "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no number) "
-                    "erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes further away, "
-                    "above 0 strengthens the concept.")),
-                io.Combo.Input("actuator", options=[a.value for a in Actuator], default=Actuator.ABLATE.value, tooltip=(
-                    "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; replace "
-                    "paints over the places where it fires with what is around them.")),
+                    "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
+                    "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
+                    "further away, above 0 strengthens the concept.")),
+                io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
+                    "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; "
+                    "replace paints over the places where it fires with what is around them.")),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the layout.")),
+                    "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the "
+                    "layout.")),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing ends, as a share of sampling: 1 after the last step. Earlier keeps more detail.")),
                 io.Combo.Input("apply_to", options=["both", CONDITIONAL_ONLY], default="both", tooltip=(
-                    "both: erase in the positive and the negative half of guidance; conditional only: leave the negative "
-                    "half alone, a gentler edit.")),
+                    "both: erase in the positive and the negative half of guidance; conditional only: leave the "
+                    "negative half alone, a gentler edit.")),
             ],
             outputs=[io.Model.Output(display_name="MODEL")],
         )

@@ -1,7 +1,7 @@
-"""The host adapter: on a clone of the model, hook a block for the length of each call and hand its output to an Erasure.
+"""The host adapter: on a clone of the model, hook a block for the length of each call; its output goes to an Erasure.
 
-Two wrappers under one key do it: around every model call (hook, call, unhook), and around a whole sampling run (say what
-is patched, count where concepts fire, fail if the block was never reached). Chained nodes join into one such pair.
+Two wrappers under one key do it: around every model call (hook, call, unhook), and around a whole sampling run (say
+what is patched, count where concepts fire, fail if the block was never reached). Chained nodes join into one such pair.
 """
 import logging
 from contextlib import ExitStack, contextmanager

@@ -76,8 +76,8 @@ def format_choices(choices: list[Choice]) -> str:
 class Statistics:
     """What a latent does at each noise level: one row a latent, one column a sigma, sigmas rising.
 
-    sigmas [T]; thresholds [F, T]: it fires above this pre-activation; means [F, T]: its mean over all tokens of maps that
-    show the concept, zeros included (SAeUron's mu, section 4.2).
+    sigmas [T]; thresholds [F, T]: it fires above this pre-activation; means [F, T]: its mean over all tokens of maps
+    that show the concept, zeros included (SAeUron's mu, section 4.2).
     """
     sigmas: tuple[float, ...] = (1.0,)
     thresholds: Tensor = field(default_factory=lambda: torch.zeros(0, 1))

@@ -135,7 +135,8 @@ class Erasure:
 
     def _share_replaced(self, x: Tensor, acts: list[Tensor]) -> Tensor:
         """How far each token is to be replaced, [B, 1, N] in 0..1: the strongest wish of the concepts that fire."""
-        wishes = [z.gt(0) * placed.strengths[:, None] for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True)
+        wishes = [z.gt(0) * placed.strengths[:, None]
+                  for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True)
                   if edit.actuator is Actuator.REPLACE]
         return torch.cat([x.new_zeros(len(x), 1, x.shape[2]), *wishes], 1).amax(1, keepdim=True)
 

@@ -135,8 +135,9 @@ def _check_statistics(file: Any, header: Header, path: Path) -> None:
         return
     if max(latents) >= header.config.d_sae:
         raise SaeError(f"{path.name} is damaged: a concept has latent {max(latents)} of {header.config.d_sae}")
+    keys = set(file.keys())
     for name in ("concept_sigmas", "concept_thresholds", "concept_means"):
-        if name not in file.keys():
+        if name not in keys:
             raise SaeError(f"{path.name} is damaged: it names concepts but has no {name}")
 
 
@@ -155,8 +156,8 @@ def read_rows(path: str | Path, header: Header, concepts: list[Concept]) -> Rows
         b_dec = file.get_tensor("b_dec").float()
         statistics = _read_statistics(file, header, concepts)
     bias = b_enc - W_enc @ b_dec
-    for name, tensor in (("weights", W_enc), ("weights", W_dec), ("biases", bias), ("thresholds", statistics.thresholds),
-                         ("means", statistics.means)):
+    for name, tensor in (("weights", W_enc), ("weights", W_dec), ("biases", bias),
+                         ("thresholds", statistics.thresholds), ("means", statistics.means)):
         if not tensor.isfinite().all():
             raise SaeError(f"{path.name} has {name} that are not finite (NaN or infinite): download or train it again")
     return Rows(W_enc, bias, W_dec, statistics)

@@ -50,8 +50,8 @@ def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: l
             quantile: float = 0.999) -> Statistics:
     """Threshold and mean of each concept's latent at every noise level that occurs.
 
-    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]; latents [C]. The threshold is what all but 1 - `quantile` of the
-    tokens of maps without the concept stay under.
+    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]; latents [C]. The threshold is what all but 1 - `quantile` of
+    the tokens of maps without the concept stay under.
     """
     rows = torch.tensor(latents)
     z = torch.cat([sae.pre_acts(part.float())[..., rows] for part in tokens.split(256)])

@@ -1,9 +1,10 @@
 """Train an SAE on block outputs: first unsupervised, then so that one latent a concept carries that concept.
 
 Unsupervised (SAeUron, arXiv 2501.18052): fraction of variance unexplained (FVU) plus AuxK for dead latents.
-Supervised (after SAEmnesia, arXiv 2509.21379): each concept's latent is trained to be silent where the concept is absent
-and, where it is present, to carry it: z_c W_dec[c] shall equal the block's output minus the output of the very same call
-with the concept left out of the prompt. So that switching the latent off is enough, which detecting alone does not give.
+Supervised (after SAEmnesia, arXiv 2509.21379): each concept's latent is trained to be silent where the concept is
+absent and, where it is present, to carry it: z_c W_dec[c] shall equal the block's output minus the output of the very
+same call with the concept left out of the prompt (a little more, see `push`). So that switching the latent off is
+enough, which detecting alone does not give.
 """
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ Progress = Callable[[int, dict[str, float]], None]
 class Maps:
     """Block outputs as tokens. n calls, N tokens each, C concepts.
 
-    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]: concepts present; without [n, P, N, d_in]: the same call with one
-    present concept unsaid; unsaid int [n, P]: which concept that is.
+    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]: concepts present; without [n, P, N, d_in]: the same call with
+    one present concept unsaid; unsaid int [n, P]: which concept that is.
     """
     tokens: Tensor
     sigmas: Tensor
@@ -40,9 +41,10 @@ class Maps:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """steps; batch: maps a step; lr: peak, linear to 0; auxk: weight of the dead latents' loss, dead after `dead_steps`
-    steps without firing; carry, silence: weights of the two supervised losses; margin: how far below zero the
-    logit of an absent concept shall lie."""
+    """steps; batch: maps a step; lr: peak, linear to 0; auxk: weight of the dead latents' loss, a latent being dead after
+    `dead_steps` steps without firing. Supervised stage: carry, silence: weights of its two losses; margin: how far below
+    zero the logit of an absent concept shall lie; push: how much more than the difference a concept's latent shall
+    carry, because a prompt without the concept still leads to it now and then."""
     steps: int = 3000
     batch: int = 64
     lr: float = 1e-3
@@ -51,6 +53,7 @@ class TrainSettings:
     carry: float = 1.0
     silence: float = 1.0
     margin: float = 0.5
+    push: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,7 +139,7 @@ def concept_losses(sae: Sae, batch: Maps, latents: Tensor, settings: TrainSettin
     here, away = logits(batch.tokens), logits(batch.without)                     # [n, N, C], [n, P, N, C]
     n, parts = batch.unsaid.shape
     z = here.relu().gather(2, batch.unsaid[:, None].expand(n, here.shape[1], parts)).permute(0, 2, 1)
-    difference = batch.tokens[:, None] - batch.without                           # [n, P, N, d_in]
+    difference = (1 + settings.push) * (batch.tokens[:, None] - batch.without)   # [n, P, N, d_in]
     left = (difference - z[..., None] * W_dec[batch.unsaid][:, :, None]).pow(2).sum()
     said = batch.labels[:, None].expand(-1, parts, -1).clone()
     said.scatter_(2, batch.unsaid[..., None], False)

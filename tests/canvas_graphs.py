@@ -2,10 +2,10 @@
 from pathlib import Path
 from urllib.parse import urlencode
 
+from host import node
 from safetensors.torch import load
 from torch import Tensor
 
-from host import node
 from tools.comfy_host import ComfyHost, Graph
 
 NAME = "minicanvas.safetensors"

@@ -10,8 +10,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 FLAGGED = ("subprocess", "os.system", "os.environ", "os.getenv", "importlib.import_module", "__import__", "exec(",
-           "eval(", "compile(", "sqlite3.connect", "import requests", "urllib.request", "ClientSession", "import socket",
-           ".bind(", ".connect(", ".send(", "raw.githubusercontent.com", "read_bytes()", "torch.load")
+           "eval(", "compile(", "sqlite3.connect", "import requests", "urllib.request", "ClientSession",
+           "import socket", ".bind(", ".connect(", ".send(", "raw.githubusercontent.com", "read_bytes()", "torch.load")
 HOSTS = {"torch", "numpy", "pillow", "aiohttp", "comfyui"}
 
 
@@ -70,8 +70,8 @@ def test_install_is_instant_and_silent_when_nothing_is_missing():
 
 
 def test_the_package_does_nothing_outside_comfyui():
-    code = "import importlib.util as u; s = u.spec_from_file_location('x', '__init__.py'); m = u.module_from_spec(s); " \
-           "s.loader.exec_module(m); print(m.WEB_DIRECTORY)"
+    code = ("import importlib.util as u; s = u.spec_from_file_location('x', '__init__.py'); "
+            "m = u.module_from_spec(s); s.loader.exec_module(m); print(m.WEB_DIRECTORY)")
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
 

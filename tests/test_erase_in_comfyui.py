@@ -3,10 +3,10 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from canvas_graphs import NAME, erase, graph, latents, then, write_small_sae
 from host import node
+from safetensors.torch import load_file, save_file
+
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"

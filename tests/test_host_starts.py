@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from host import node, picture, slow
 from PIL import Image
 
-from host import node, picture, slow
 from tools.comfy_host import NEWEST_FRONTEND, ComfyHost, HostError
 
 REPO = Path(__file__).resolve().parents[1]

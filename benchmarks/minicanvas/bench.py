@@ -23,7 +23,7 @@ from . import table
 from .canvas import CANVAS_PX
 from .checkpoint import NAME, WEIGHTS
 from .icons import OBJECTS, STYLES
-from .judge import Judge, Verdict, load_judge
+from .judge import Judge, load_judge
 from .text import prompt
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"

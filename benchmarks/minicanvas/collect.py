@@ -55,7 +55,7 @@ def _sample_some(canvas: MiniCanvas, pairs: Tensor, seed: int, steps_kept: int) 
 
 
 def maps(canvas: MiniCanvas, where: Trajectories, shuffle: int | None = None, batch: int = 128) -> Maps:
-    """The hookpoint's tokens for each latent with its own prompt, or with a random other one when `shuffle` is a seed."""
+    """The hookpoint's tokens for each latent with its own prompt, or another's at random when `shuffle` is a seed."""
     order = torch.arange(len(where.x))
     if shuffle is not None:
         order = torch.randperm(len(where.x), generator=torch.Generator().manual_seed(shuffle))

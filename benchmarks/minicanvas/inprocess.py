@@ -1,10 +1,10 @@
 """ComfyUI's own loader, text encoder, sampler and VAE, called in this process for batches of different prompts.
 
-The server samples one prompt a graph; here a batch of prompts shares one call, which is several times faster on a CPU.
+The server samples one prompt a graph; here a batch of prompts shares one call, in bfloat16, which is several times
+faster on a CPU.
 """
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +16,6 @@ import comfy.sample  # isort: skip
 import comfy.sd  # isort: skip
 
 STEPS, CFG, SAMPLER, SCHEDULER, LATENT_PX = 20, 4.0, "euler", "normal", 12
-MODEL_CFG_NOTE = "20 steps of euler, CFG 4"
-
-
-class Seen(NamedTuple):
-    """One model call: latents [n, 4, h, w], the noise level, and the block's output [n, d_in, h', w']."""
-    latents: Tensor
-    sigma: float
-    output: Tensor
 
 
 class MiniCanvas:
@@ -46,14 +38,14 @@ class MiniCanvas:
                            for seed in seeds])
         positive = [[self.contexts(prompts), {}]]
         negative = [[self.contexts(negatives or [""] * len(prompts)), {}]]
-        with torch.inference_mode():
+        with _fast():
             return comfy.sample.sample(model or self.model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative,
                                        torch.zeros_like(noise), disable_pbar=True, seed=seeds[0])
 
     def pictures(self, latents: Tensor) -> Tensor:
         """Decoded pictures [n, 3, px, px] in 0..1."""
-        with torch.inference_mode():
-            return self.vae.decode(latents).movedim(-1, 1).clamp(0, 1)
+        with _fast():
+            return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1)
 
     def block(self, path: str) -> torch.nn.Module:
         return self.model.model.diffusion_model.get_submodule(path)
@@ -62,9 +54,16 @@ class MiniCanvas:
         """(the block's output, the model's prediction of the clean latents) for noisy latents [n] at sigma [n]."""
         comfy.model_management.load_models_gpu([self.model])
         seen: list[Tensor] = []
-        with torch.inference_mode(), hooked(self.block(path), seen):
+        with _fast(), hooked(self.block(path), seen):
             clean = self.model.model.apply_model(latents, sigma, c_crossattn=contexts, transformer_options={})
         return seen[0], clean
+
+
+@contextmanager
+def _fast():
+    device = comfy.model_management.get_torch_device().type
+    with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
+        yield
 
 
 @contextmanager

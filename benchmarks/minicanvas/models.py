@@ -21,6 +21,7 @@ args.cpu = not torch.cuda.is_available()
 args.use_pytorch_cross_attention = True
 
 import comfy.ops  # noqa: E402
+from comfy.ldm.modules.attention import SpatialTransformer  # noqa: E402, F401
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 

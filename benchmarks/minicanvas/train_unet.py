@@ -4,6 +4,7 @@
         --out benchmarks/minicanvas/weights
 """
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -78,7 +79,7 @@ def sample(unet: nn.Module, context: torch.Tensor, empty: torch.Tensor, seed: in
     x = torch.randn(len(context), 4, 12, 12, generator=torch.Generator().manual_seed(seed)).to(device)
     both = torch.cat([context, empty.expand_as(context)]).to(device)
     times = torch.linspace(999, 0, steps + 1).long()
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         with torch.autocast(device, dtype=torch.bfloat16):
             eps, eps_empty = unet(torch.cat([x, x]), now.expand(len(both)).to(device), both).float().chunk(2)
         eps = eps_empty + guidance * (eps - eps_empty)
@@ -97,7 +98,8 @@ def save_grid(pictures: torch.Tensor, columns: int, path: Path) -> None:
     """Write [n, 3, h, w] pictures as one PNG, row by row."""
     from PIL import Image
     n, _, h, w = pictures.shape
-    grid = pictures.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(n // columns * h, columns * w, 3)
+    grid = pictures.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2)
+    grid = grid.reshape(n // columns * h, columns * w, 3)
     Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)
 
 

@@ -2,7 +2,9 @@
 
 The papers' formula is here to be compared with; the extension never uses it.
 """
+import json
 import math
+from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -27,7 +29,7 @@ class Prompts(io.ComfyNode):
 
 
 class PapersHook(io.ComfyNode):
-    """SAEmnesia's and SAeUron's released hook: z' = z gamma mu where z > theta, out = z' W_dec + b_dec + (x_hat - x)."""
+    """The papers' released hook: z' = z gamma mu where z > theta, out = z' W_dec + b_dec + (x_hat - x)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,7 +42,7 @@ class PapersHook(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, sae_path: str, block: str, concepts: str, gamma: float,
                 sign_error: bool) -> io.NodeOutput:
-        hook = DenseHook(sae_path, concepts.split(", "), gamma, -1.0 if sign_error else 1.0)
+        hook = load_dense_hook(sae_path, concepts.split(", "), gamma, -1.0 if sign_error else 1.0)
         clone = model.clone()
 
         def wrapper(executor, x, t, *args, **kwargs):
@@ -54,35 +56,49 @@ class PapersHook(io.ComfyNode):
         return io.NodeOutput(clone)
 
 
-class DenseHook:
-    """Full encode and full decode of every token of both halves, as the papers' code does it."""
+def load_dense_hook(path: str, names: list[str], gamma: float, error_sign: float) -> "DenseHook":
+    """The hook for some concepts of one of our files."""
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["saemnesia"])
+        weights = [file.get_tensor(name).float() for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")]
+        sigmas, means = file.get_tensor("concept_sigmas"), file.get_tensor("concept_means").float()
+    order = [concept["name"] for concept in header["concepts"]]
+    rows = [order.index(name) for name in names]
+    latents = [header["concepts"][row]["latents"][0] for row in rows]
+    # theta is the macro mean over all concepts: their own mean shared out, for a latent silent for the others
+    return DenseHook(*weights, header["k"], latents, sigmas, means[rows], means[rows] / len(order), gamma, error_sign)
 
-    def __init__(self, path: str, names: list[str], gamma: float, error_sign: float) -> None:
-        import json
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["saemnesia"])
-            self.W_enc, self.b_enc, self.W_dec, self.b_dec = (
-                file.get_tensor(name).float() for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
-            self.log_sigmas = file.get_tensor("concept_sigmas").log()
-            self.means = file.get_tensor("concept_means").float()
-        order = [concept["name"] for concept in header["concepts"]]
-        self.rows = [order.index(name) for name in names]
-        self.latents = [header["concepts"][row]["latents"][0] for row in self.rows]
-        self.n_concepts, self.k, self.gamma, self.error_sign = len(order), header["k"], gamma, error_sign
-        self.sigma = 1.0
+
+@dataclass
+class DenseHook:
+    """Full encode and full decode of every token of both halves, as the papers' code does it.
+
+    W_enc, W_dec [d_sae, d_in]; means (mu), thresholds (theta) [F, T] of the edited latents at `sigmas` [T];
+    error_sign -1 is the released code, +1 the mended form. `sigma` is set before each call.
+    """
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    k: int
+    latents: list[int]
+    sigmas: torch.Tensor
+    means: torch.Tensor
+    thresholds: torch.Tensor
+    gamma: float
+    error_sign: float = -1.0
+    sigma: float = 1.0
 
     def __call__(self, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         x = output.flatten(2).mT
         pre = torch.relu((x - self.b_dec) @ self.W_enc.T + self.b_enc)
-        top = pre.topk(self.k, dim=-1)
+        top = pre.topk(self.k, dim=-1, sorted=False)
         z = torch.zeros_like(pre).scatter_(-1, top.indices, top.values)
         x_hat = z @ self.W_dec + self.b_dec
-        column = int((self.log_sigmas - math.log(self.sigma)).abs().argmin())
-        for row, latent in zip(self.rows, self.latents, strict=True):
-            mu = self.means[row, column]
-            theta = mu / self.n_concepts  # the macro mean over concepts: the latent is silent for the others
-            acts = z[..., latent]
-            z[..., latent] = torch.where(acts > theta, acts * self.gamma * mu, acts)
+        column = int((self.sigmas.log() - math.log(self.sigma)).abs().argmin())
+        for row, latent in enumerate(self.latents):
+            acts, mu = z[..., latent], self.means[row, column]
+            z[..., latent] = torch.where(acts > self.thresholds[row, column], acts * self.gamma * mu, acts)
         out = z @ self.W_dec + self.b_dec + self.error_sign * (x - x_hat)
         return out.mT.reshape(output.shape).to(output.dtype)
 
