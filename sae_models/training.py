@@ -41,10 +41,10 @@ class Maps:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """steps; batch: maps a step; lr: peak, linear to 0; auxk: weight of the dead latents' loss, a latent being dead after
-    `dead_steps` steps without firing. Supervised stage: carry, silence: weights of its two losses; margin: how far below
-    zero the logit of an absent concept shall lie; push: how much more than the difference a concept's latent shall
-    carry, because a prompt without the concept still leads to it now and then."""
+    """steps; batch: maps a step; lr: peak, linear to 0; auxk: weight of the dead latents' loss, a latent being dead
+    after `dead_steps` steps without firing. Supervised stage: carry, silence: weights of its two losses; margin: how
+    far below zero the logit of an absent concept shall lie; push: how much more than the difference a concept's latent
+    shall carry, because a prompt without the concept still leads to it now and then."""
     steps: int = 3000
     batch: int = 64
     lr: float = 1e-3
