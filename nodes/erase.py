@@ -35,10 +35,6 @@ class Erase(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),
                 files.SaeType.Input("sae", tooltip="An SAE trained on this base model."),
-                io.String.Input("concepts", multiline=True, default="", tooltip=(
-                    "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
-                    "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
-                    "further away, above 0 strengthens the concept.")),
                 io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
                     "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; "
                     "replace paints over the places where it fires with what is around them.")),
@@ -50,13 +46,17 @@ class Erase(io.ComfyNode):
                 io.Combo.Input("apply_to", options=["both", CONDITIONAL_ONLY], default="both", tooltip=(
                     "both: erase in the positive and the negative half of guidance; conditional only: leave the "
                     "negative half alone, a gentler edit.")),
+                io.String.Input("concepts", multiline=True, default="", tooltip=(
+                    "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
+                    "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
+                    "further away, above 0 strengthens the concept.")),
             ],
             outputs=[io.Model.Output(display_name="MODEL")],
         )
 
     @classmethod
-    def execute(cls, model: patch.ModelPatcher, sae: files.LoadedSae, concepts: str, actuator: str, start: float,
-                end: float, apply_to: str) -> io.NodeOutput:
+    def execute(cls, model: patch.ModelPatcher, sae: files.LoadedSae, actuator: str, start: float, end: float,
+                apply_to: str, concepts: str) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
         edit = build_edit(sae, concepts, Actuator(actuator), sampling.percent_to_sigma(start),
                           sampling.percent_to_sigma(end), apply_to == CONDITIONAL_ONLY)

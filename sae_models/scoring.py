@@ -51,7 +51,7 @@ def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: l
     """Threshold and mean of each concept's latent at every noise level that occurs.
 
     tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]; latents [C]. The threshold is what all but 1 - `quantile` of
-    the tokens of maps without the concept stay under.
+    the tokens of maps without the concept stay under. A level that shows a concept in no map takes its mean over all.
     """
     rows = torch.tensor(latents)
     z = torch.cat([sae.pre_acts(part.float())[..., rows] for part in tokens.split(256)])
@@ -62,7 +62,8 @@ def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: l
         for row in range(len(rows)):
             present = labels[here, row]
             thresholds[row, column] = _quantile(z[here][~present][..., row], quantile)
-            means[row, column] = z[here][present][..., row].mean()
+            shown = z[here][present] if present.any() else z[labels[:, row]]
+            means[row, column] = shown[..., row].mean()
     return Statistics(tuple(levels.tolist()), thresholds, means)
 
 

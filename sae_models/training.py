@@ -148,9 +148,49 @@ def concept_losses(sae: Sae, batch: Maps, latents: Tensor, settings: TrainSettin
     return left / difference.pow(2).sum(), sum(loud)
 
 
+@torch.no_grad()
+def initialise_concepts(sae: Sae, maps: Maps, latents: list[int], settings: TrainSettings, ridge: float = 1e-2) -> None:
+    """Start each concept's latent where least squares puts it.
+
+    W_dec[c] is the direction of the mean difference that the concept makes; W_enc[c] and its bias predict, from a token
+    alone, how far the token lies along that direction where the concept is present, and `-margin` where it is absent.
+    """
+    n_concepts, d_in = maps.labels.shape[1], maps.tokens.shape[-1]
+    difference = torch.zeros(n_concepts, d_in)
+    for part in torch.arange(len(maps)).split(256):
+        batch = maps.pick(part)
+        change = (batch.tokens[:, None] - batch.without).mean(2)
+        difference.index_add_(0, batch.unsaid.flatten(), change.flatten(0, 1))
+    rows = nn.functional.normalize(difference, dim=1)
+    gram, target = torch.zeros(d_in + 1, d_in + 1), torch.zeros(d_in + 1, n_concepts)
+    for part in torch.arange(len(maps)).split(256):
+        x, y = _wanted_logits(maps.pick(part), rows, settings)
+        gram += x.T @ x
+        target += x.T @ y
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    solved = torch.linalg.solve(gram, target).T
+    own = torch.tensor(latents)
+    sae.W_dec[own], sae.encoder.weight[own] = rows, solved[:, :-1]
+    sae.encoder.bias[own] = solved[:, -1] + solved[:, :-1] @ sae.b_dec
+
+
+def _wanted_logits(batch: Maps, rows: Tensor, settings: TrainSettings) -> tuple[Tensor, Tensor]:
+    """Tokens with a 1 appended [T, d_in + 1], and what each concept's logit should be for them [T, C]."""
+    n, N, d_in = batch.tokens.shape
+    here = torch.full((n, N, len(rows)), -settings.margin)
+    along = (1 + settings.push) * torch.einsum("npkd,npd->nkp", batch.tokens[:, None] - batch.without,
+                                               rows[batch.unsaid])
+    here.scatter_(2, batch.unsaid[:, None].expand(-1, N, -1), along)
+    x = torch.cat([batch.tokens, *batch.without.unbind(1)]).reshape(-1, d_in)
+    away = [here.scatter(2, batch.unsaid[:, p, None, None].expand(-1, N, 1), -settings.margin)
+            for p in range(batch.unsaid.shape[1])]
+    return torch.cat([x, torch.ones(len(x), 1)], 1), torch.cat([here, *away]).reshape(-1, len(rows))
+
+
 def train_supervised(sae: Sae, maps: Maps, latents: list[int], settings: TrainSettings, progress: Progress) -> None:
     """Stage two; `latents` are the concepts' own, in the order of `maps.labels`' columns."""
     own = torch.tensor(latents)
+    initialise_concepts(sae, maps, latents, settings)
     optimizer, schedule = _optimizer(sae, settings)
     dead = DeadLatents(sae, settings)
     for step, batch in enumerate(batches(maps, settings)):

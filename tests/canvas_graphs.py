@@ -1,14 +1,12 @@
-"""Graphs that sample MiniCanvas in a running host, and the exact latents they give."""
-from pathlib import Path
+"""Graphs that sample the small test model in a running host, and the exact latents they give."""
 from urllib.parse import urlencode
 
 from host import node
 from safetensors.torch import load
+from small_model import NAME
 from torch import Tensor
 
 from tools.comfy_host import ComfyHost, Graph
-
-NAME = "minicanvas.safetensors"
 
 
 def graph(prompt: str = "a cat, noto style", *, width: int = 96, height: int = 96, batch: int = 1, steps: int = 4,
@@ -45,16 +43,3 @@ def latents(host: ComfyHost, made: Graph) -> Tensor:
     """The sampled latents, exactly as the host has them."""
     files = host.run(made).history["outputs"]["save"]["latents"]
     return load(host.get("/view?" + urlencode(files[0])))["latent_tensor"]
-
-
-def write_small_sae(path: Path, d_in: int = 320, hookpoint: str = "up_blocks.0.attentions.1",
-                    base: str = "sd15") -> None:
-    """A random SAE with the concepts "cat" and "dog", for what does not depend on weights."""
-    import torch
-
-    from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
-    torch.manual_seed(0)
-    config = SaeConfig(d_in, 64, 8)
-    concepts = (Concept("cat", (3,), "object"), Concept("dog", (4,), "object"))
-    statistics = Statistics((0.1, 10.0), torch.zeros(2, 2), torch.ones(2, 2))
-    write(path, Sae(config), Header(config, hookpoint, base, False, concepts), statistics)

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_model
 
 from tools.comfy_host import COMFY, ComfyHost
 
@@ -16,5 +17,7 @@ def host() -> Iterator[ComfyHost]:
     if link.resolve() != HOST_NODES:
         link.unlink(missing_ok=True)
         link.symlink_to(HOST_NODES)
+    small_model.write_checkpoint(COMFY / "models" / "checkpoints" / small_model.NAME)
+    small_model.write_sae(COMFY / "models" / "sae" / small_model.NAME)
     with ComfyHost() as running:
         yield running

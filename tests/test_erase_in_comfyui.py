@@ -1,11 +1,12 @@
-"""Erasing in a real ComfyUI, through its HTTP API, on MiniCanvas."""
+"""Erasing in a real ComfyUI, through its HTTP API, on a small SD 1.5 model with random weights."""
 import time
 
 import pytest
 import torch
-from canvas_graphs import NAME, erase, graph, latents, then, write_small_sae
+from canvas_graphs import erase, graph, latents, then
 from host import node
 from safetensors.torch import load_file, save_file
+from small_model import NAME, write_sae
 
 from tools.comfy_host import COMFY, HostError
 
@@ -28,7 +29,7 @@ def sae_file():
     def make(name: str, **options):
         path = SAES / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_small_sae(path, **options)
+        write_sae(path, **options)
         made.append(path)
         return path
     yield make
@@ -64,9 +65,12 @@ def test_nothing_stays_after_an_exception(host, plain):
 
 
 def test_nothing_stays_after_an_interrupt(host, plain):
+    runs = host.log.count("SAEmnesia: ablate cat at")
     prompt_id = host.submit(erase(graph(CAT, steps=2000, seed=4), "cat"))
-    while "SAEmnesia: ablate cat" not in host.log.splitlines()[-1] + host.log.splitlines()[-2]:
-        time.sleep(0.05)
+    deadline = time.monotonic() + 120
+    while host.log.count("SAEmnesia: ablate cat at") == runs and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
     host.interrupt(prompt_id)
     with pytest.raises(HostError, match="interrupted"):
         host.wait(prompt_id, timeout=60)
@@ -81,11 +85,16 @@ def test_the_unpatched_model_is_untouched_beside_its_patched_clone(host, plain):
     assert torch.equal(latents(host, both), plain)
 
 
-def test_two_chained_nodes_equal_one_with_both_concepts(host):
+def same_edit(erased: torch.Tensor, wanted: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether two erasures differ by less than 1 % of what the erasure changes."""
+    return bool((erased - wanted).abs().max() < 0.01 * (wanted - plain).abs().max())
+
+
+def test_two_chained_nodes_equal_one_with_both_concepts(host, plain):
     one = latents(host, erase(graph(CAT), "cat, noto style"))
     for first, second in (("cat", "noto style"), ("noto style", "cat")):
         chained = erase(erase(graph(CAT), first, name="first"), second, name="second")
-        assert torch.allclose(latents(host, chained), one, atol=1e-4)
+        assert same_edit(latents(host, chained), one, plain)
 
 
 def test_a_concept_in_two_chained_nodes_is_refused(host):
@@ -93,12 +102,12 @@ def test_a_concept_in_two_chained_nodes_is_refused(host):
         host.run(erase(erase(graph(CAT), "cat", name="first"), "dog, cat", name="second"))
 
 
-def test_split_and_reordered_calls_give_the_same_picture(host):
+def test_split_and_reordered_calls_give_the_same_picture(host, plain):
     options = {"apply_to": "conditional only"}
     whole = latents(host, erase(graph(CAT), "cat", **options))
     split = latents(host, then(erase(graph(CAT), "cat", **options), "split", "TestMeddle", how="split"))
-    assert torch.allclose(split, whole, atol=1e-4)
-    assert not torch.allclose(whole, latents(host, graph(CAT)), atol=1e-2)
+    assert same_edit(split, whole, plain)
+    assert not same_edit(latents(host, erase(graph(CAT), "cat")), whole, plain)
 
 
 @pytest.mark.parametrize("options", [
@@ -128,11 +137,10 @@ def area(made):
     return made
 
 
-def test_area_prompts_are_erased_in_their_own_call(host):
+def test_area_prompts_are_erased_in_their_own_calls(host):
     without = latents(host, area(graph(width=192)))
-    erased = latents(host, erase(area(graph(width=192)), "cat"))
-    change = (erased - without).abs().mean((0, 1, 2))
-    assert change[:12].mean() > 5 * change[12:].mean()
+    change = (latents(host, erase(area(graph(width=192)), "cat")) - without).abs().mean((0, 1, 2))
+    assert change[:12].mean() > 1e-3 and change[12:].mean() > 1e-3
 
 
 def test_a_lora_before_or_after_gives_the_same_picture(host):

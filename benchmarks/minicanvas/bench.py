@@ -29,7 +29,7 @@ from .text import prompt
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BENCH_NODES = Path(__file__).with_name("bench_nodes")
 STEPS, CFG, BATCH = 20, 4.0, 51
-BLOCK = "output_blocks.1.1"
+BLOCK = "input_blocks.3.1"
 
 
 @dataclass(frozen=True)

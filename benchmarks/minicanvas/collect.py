@@ -16,7 +16,7 @@ from .icons import OBJECTS, STYLES
 from .inprocess import STEPS, MiniCanvas
 from .text import prompt
 
-HOOKPOINT, BLOCK = "up_blocks.0.attentions.1", "output_blocks.1.1"
+HOOKPOINT, BLOCK = "down_blocks.1.attentions.0", "input_blocks.3.1"
 CONCEPTS = (*OBJECTS, *(f"{style} style" for style in STYLES))
 
 

@@ -25,11 +25,12 @@ from comfy.ldm.modules.attention import SpatialTransformer  # noqa: E402, F401
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 
-# Text enters at the coarse level only, and last at output block 1: everything a prompt says passes that block.
+# Text enters through one cross-attention block: everything a prompt says passes input_blocks.3.1. (With three of them,
+# each mixes the words further into the picture, and no single direction of any one block's output carries a concept.)
 UNET_CONFIG = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1, 1],
-    "channel_mult": (1, 1), "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
-    "transformer_depth_middle": -2, "context_dim": 768, "use_spatial_transformer": True, "num_heads": 8,
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1, 2],
+    "channel_mult": (1, 1), "transformer_depth": [0, 1, 0], "transformer_depth_output": [0] * 5,
+    "transformer_depth_middle": -1, "context_dim": 768, "use_spatial_transformer": True, "num_heads": 8,
     "num_head_channels": -1, "legacy": False,
 }
 

@@ -2,6 +2,7 @@
 
 For an erased object (styles are symmetric): UA = share of its pictures that no longer show it; IRA = share of the other
 objects' pictures that still show theirs; CRA = share of all pictures in the right style (UnlearnCanvas's definitions).
+Of the concepts that are kept only a sample of the pairs is drawn; in CRA it counts for all of them.
 AR = share of the erased concept's pictures that show no drawing at all: UA alone would praise a destroyed picture.
 """
 from collections.abc import Sequence
@@ -74,10 +75,12 @@ def score(task: Task, verdict: Verdict) -> Score:
     if task.kind == "style":
         own_right, cross_right = cross_right, own_right
     targets = task.targets()
+    share = len(task.erased) / len(OBJECTS if task.kind == "object" else STYLES)  # of all pairs, that are erased
 
     def percent(mask: Tensor) -> float:
         return 100 * float(mask.float().mean())
-    return Score(100 - percent(own_right[targets]), percent(own_right[~targets]), percent(cross_right),
+    cross = share * percent(cross_right[targets]) + (1 - share) * percent(cross_right[~targets])
+    return Score(100 - percent(own_right[targets]), percent(own_right[~targets]), cross,
                  percent(verdict.object[targets] == NONE))
 
 

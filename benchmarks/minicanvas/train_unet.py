@@ -29,11 +29,11 @@ def alphas_cumprod() -> torch.Tensor:
 @torch.no_grad()
 def latent_pool(vae: nn.Module, copies: int, device: str) -> torch.Tensor:
     """Latents as the UNet sees them: [copies, pictures, 4, h, w] with every drawing placed `copies` times."""
-    vae = vae.to(device)
+    vae = vae.to(device).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(1)
 
     def encode() -> torch.Tensor:
-        pictures = random_pictures(all_labels(), generator).to(device)
+        pictures = random_pictures(all_labels(), generator).to(device, memory_format=torch.channels_last)
         with torch.autocast(device, dtype=torch.bfloat16):
             return ((vae.taesd_encoder(pictures).float() / vae.vae_scale + vae.vae_shift) * 0.18215).cpu()
     return torch.stack([encode() for _ in range(copies)])
@@ -103,6 +103,14 @@ def save_grid(pictures: torch.Tensor, columns: int, path: Path) -> None:
     Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)
 
 
+def cached_pool(path: Path, vae: nn.Module, copies: int, device: str) -> torch.Tensor:
+    """The pool of `latent_pool`, kept beside the checkpoints for the next resume."""
+    if not path.exists():
+        print("encoding pictures", flush=True)
+        save_atomically({"pool": latent_pool(vae, copies, device)}, path)
+    return load_file(path)["pool"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for unet.safetensors and checkpoints")
@@ -115,9 +123,9 @@ def main() -> None:
     vae = new_vae()
     vae.load_state_dict(load_file(options.vae))
     vae.float().requires_grad_(False)
-    print("encoding pictures", flush=True)
-    batches = Batches(latent_pool(vae, options.copies, options.device), options.batch, options.device)
-    run = Run(new_unet(), TrainConfig(options.out / "unet-run", options.steps, ema=0.9985), options.device)
+    config = TrainConfig(options.out / "unet-run", options.steps, ema=0.9985)
+    pool = cached_pool(config.folder / "pool.safetensors", vae, options.copies, options.device)
+    batches, run = Batches(pool, options.batch, options.device), Run(new_unet(), config, options.device)
 
     def report(run: Run) -> None:
         unet = run.averaged()

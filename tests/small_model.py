@@ -1,0 +1,41 @@
+"""A small SD 1.5 checkpoint and SAE with random weights, for everything that does not depend on what they paint.
+
+Text enters at three blocks. In the SAE "cat", "dog" and "noto style" fire on about half of all tokens, "rocket" and
+"contrast style" never.
+"""
+from pathlib import Path
+
+import torch
+
+from benchmarks.minicanvas import models, text
+from benchmarks.minicanvas.harness import save_atomically
+from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
+
+NAME = "saemnesia-test.safetensors"
+HOOKPOINT = "up_blocks.0.attentions.1"
+SMALL = {"num_res_blocks": [1, 1], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+         "transformer_depth_middle": -2}
+FIRING, SILENT = ("cat", "dog", "noto style"), ("rocket", "contrast style")
+
+
+def write_checkpoint(path: Path) -> None:
+    """About 310 MB, mostly MiniCanvas's text encoder."""
+    torch.manual_seed(0)
+    unet = models.initialised(models.UNetModel(**{**models.UNET_CONFIG, **SMALL},
+                                               operations=models.comfy.ops.disable_weight_init))
+    parts = {"model.diffusion_model.": unet, "first_stage_model.": models.new_vae()}
+    tensors = {prefix + name: value.half() for prefix, model in parts.items()
+               for name, value in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(tensors | text.state_dict(), path)
+
+
+def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str = "sd15") -> None:
+    torch.manual_seed(0)
+    config = SaeConfig(d_in, 64, 8)
+    concepts = tuple(Concept(name, (3 + i,), "style" if "style" in name else "object")
+                     for i, name in enumerate((*FIRING, *SILENT)))
+    thresholds = torch.tensor([0.0] * len(FIRING) + [1e6] * len(SILENT))[:, None].expand(-1, 2)
+    statistics = Statistics((0.1, 10.0), thresholds, torch.ones(len(concepts), 2))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, Sae(config), Header(config, hookpoint, base, False, concepts), statistics)

@@ -1,0 +1,400 @@
+/**
+ * The list of an SAE's concepts below the text `concepts`, with a tick and a strength each.
+ *
+ * The text is ComfyUI's own multiline widget and the only state: a tick rewrites it, typing in it moves the ticks.
+ * The list is a DOM widget that is never saved and stands last, so that it shifts no saved value.
+ */
+import { api } from "../../../scripts/api.js"
+import { app } from "../../../scripts/app.js"
+import { choose, drop, isStrength, key, parse } from "./concept_text.js"
+
+const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker"]
+const LOADER = "SAEmnesiaLoadSAE"
+
+const UNKNOWN = "Not in this SAE"
+const NUMBERED = "Latents by number"
+const KINDS = { object: "Objects", style: "Styles" }
+const OTHER = "Other concepts"
+const HEADINGS = [UNKNOWN, ...Object.values(KINDS), OTHER, NUMBERED]
+
+const FULL = { low: 0, high: 1, usual: "1", hint: "Strength: 1 erases fully, 0 changes nothing" }
+const SIGNED = { low: -100, high: 100, usual: "-1",
+  hint: "Strength: -1 erases, below -1 pushes further away, above 0 strengthens the concept" }
+const EITHER = { low: -100, high: 100, usual: "full", hint: "Strength; left empty it erases fully, whatever the actuator" }
+
+const LIST_HEIGHT = 232
+const HINT_HEIGHT = 40
+const ERROR_HEIGHT = 72
+const TEXT_HEIGHT = 84
+const MARGIN = 20 // what the canvas leaves free above and below a DOM widget, together
+
+const CSS = `
+.saemnesia-picker { --fill: var(--comfy-input-bg); --line: var(--border-color); --round: 4px;
+  display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%;
+  font: 12px/1.4 Inter, Arial, sans-serif; color: var(--input-text); text-align: left; }
+.lg-node .saemnesia-picker { --fill: var(--component-node-widget-background); --line: transparent; --round: 8px; }
+.saemnesia-bar { display: flex; flex: none; gap: 6px; align-items: center; }
+.saemnesia-picker :where(input[type="text"], button, .saemnesia-list) { box-sizing: border-box; min-width: 0; margin: 0;
+  font: inherit; color: inherit; background: var(--fill); border: 1px solid var(--line); border-radius: var(--round); }
+.saemnesia-picker :where(input[type="text"], button) { height: 24px; padding: 0 6px; }
+.saemnesia-picker button { cursor: pointer; }
+.saemnesia-picker button:disabled { opacity: 0.5; cursor: default; }
+.saemnesia-picker .saemnesia-search { flex: 1; }
+.saemnesia-count { color: var(--descrip-text); white-space: nowrap; }
+.saemnesia-picker .saemnesia-list { flex: 1 1 0px; min-height: 0; overflow-y: auto; overscroll-behavior: contain;
+  outline: none; }
+.saemnesia-kind { padding: 4px 8px 1px; font-size: 11px; color: var(--descrip-text); }
+.saemnesia-list > [aria-label="${UNKNOWN}"] > .saemnesia-kind { color: var(--error-text); }
+.saemnesia-row { display: flex; align-items: center; gap: 6px; height: 24px; padding: 0 3px 0 8px; }
+.saemnesia-row:hover { background: color-mix(in srgb, var(--input-text) 8%, transparent); }
+.saemnesia-row label { display: flex; flex: 1; align-items: center; gap: 6px; min-width: 0; height: 100%; margin: 0;
+  cursor: pointer; }
+.saemnesia-row input[type="checkbox"] { flex: none; width: 14px; height: 14px; margin: 0; cursor: pointer; }
+.saemnesia-name { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.saemnesia-note { flex: none; font-size: 11px; color: var(--error-text); }
+.saemnesia-picker .saemnesia-strength { flex: none; width: 52px; height: 20px; text-align: right;
+  border-color: var(--border-color); border-radius: 4px; }
+.saemnesia-picker .saemnesia-strength[aria-invalid="true"] { color: var(--error-text); border-color: currentColor; }
+.saemnesia-picker :focus-visible { outline: 1px solid var(--input-text); outline-offset: -1px; }
+.saemnesia-message { padding: 2px; overflow-y: auto; overflow-wrap: anywhere; color: var(--descrip-text); }
+.saemnesia-message[role="alert"] { color: var(--error-text); }
+.saemnesia-picker [hidden] { display: none; }
+`
+
+// --- which SAE is meant ---------------------------------------------------------------------------------
+
+/** The graph of the workflow and those of its subgraphs. */
+function graphs() {
+  const root = app.rootGraph ?? app.graph
+  return [root, ...(root?.subgraphs?.values() ?? [])].filter(Boolean)
+}
+
+/** The nodes that stand for a subgraph. */
+const hosts = (subgraph) => graphs().flatMap((graph) => graph.nodes.filter((node) => node.subgraph === subgraph))
+
+const slotOf = (node, name) => node.inputs.findIndex((input) => input.name === name)
+
+/** The link that ends in an input, or null. A subgraph's node has a getInputLink with another meaning. */
+function linkInto(node, slot) {
+  if (!node.graph || !(slot in node.inputs)) return null
+  if (!node.isSubgraphNode?.()) return node.getInputLink(slot)
+  const ends = (link) => String(link.target_id) === String(node.id) && link.target_slot === slot
+  return [...node.graph.links.values()].find(ends) ?? null
+}
+
+/** The node that feeds an input, seen through reroutes and the borders of subgraphs, or null. */
+function feeder(node, slot) {
+  const link = linkInto(node, slot)
+  return link ? origin(node.graph, link) : null
+}
+
+function origin(graph, link) {
+  if (link.originIsIoNode) return first(hosts(graph), (host) => feeder(host, link.origin_slot))
+  const node = graph.getNodeById(link.origin_id)
+  if (node?.isSubgraphNode?.()) return insideOf(node.subgraph, link.origin_slot)
+  return node?.isVirtualNode ? (feeder(node, 0) ?? node) : node
+}
+
+function insideOf(subgraph, slot) {
+  const link = subgraph.outputNode.slots[slot]?.getLinks()[0]
+  return link ? origin(subgraph, link) : null
+}
+
+function first(items, find) {
+  for (const item of items) {
+    const found = find(item)
+    if (found != null) return found
+  }
+  return null
+}
+
+/** The value of a node's widget, or of what is linked into it: a primitive, or a widget of the subgraph around it. */
+function widgetValue(node, name) {
+  const link = linkInto(node, slotOf(node, name))
+  if (!link) return node.widgets?.find((widget) => widget.name === name)?.value
+  if (!link.originIsIoNode) return origin(node.graph, link)?.widgets?.[0]?.value
+  return first(hosts(node.graph), (host) => widgetValue(host, host.inputs[link.origin_slot]?.name))
+}
+
+/** { name } of the SAE whose concepts a node lists, or { hint } why there is none. */
+function findSae(node) {
+  if (linkInto(node, slotOf(node, "concepts"))) return { hint: "What is linked to 'concepts' chooses them." }
+  if (!linkInto(node, slotOf(node, "sae"))) return { hint: "Link an SAE, and its concepts are listed here." }
+  const loader = feeder(node, slotOf(node, "sae"))
+  const name = loader?.comfyClass === LOADER && widgetValue(loader, "sae_name")
+  return name ? { name } : { hint: "Only the concepts of 'SAEmnesia Load SAE' can be listed: write names above." }
+}
+
+/** { concepts } of an SAE file, or { error }: a sentence. */
+async function readSae(name) {
+  const asked = api.fetchApi(`/saemnesia/concepts?sae=${encodeURIComponent(name)}`, { cache: "no-store" })
+  const said = await asked.then((answer) => answer.json()).catch(() => ({}))
+  return said.concepts || said.error ? said : { error: `The server does not say what is in ${name}: see its log.` }
+}
+
+// --- the list -------------------------------------------------------------------------------------------
+
+/** An element with these properties, aria-label and children. */
+function element(tag, { label, ...properties } = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties)
+  if (label) made.setAttribute("aria-label", label)
+  made.append(...children)
+  return made
+}
+
+class Picker {
+  sae = undefined // the file whose concepts are shown
+  hint = undefined // why there is none
+  known = new Map() // key of a concept of the SAE -> the concept
+  rows = new Map() // key of a concept, or of another name in the text -> its row
+  groups = new Map() // heading -> its part of the list
+
+  constructor(node, text) {
+    this.node = node
+    this.text = text
+    this.makeBar()
+    this.list = element("div", { className: "saemnesia-list", role: "group", label: "Concepts", tabIndex: -1 })
+    this.list.dataset.captureWheel = "true" // for Nodes 2.0, see keepWheel
+    this.message = element("div", { className: "saemnesia-message" })
+    // The front end's class `widget-expands` lets Nodes 2.0 give the list the height that is left.
+    this.root = element("div", { className: "saemnesia-picker widget-expands" },
+      element("style", { textContent: CSS }), this.bar, this.list, this.message)
+    this.listen()
+  }
+
+  makeBar() {
+    this.search = element("input", { type: "text", className: "saemnesia-search", placeholder: "Search concepts",
+      label: "Search concepts", spellcheck: false })
+    this.count = element("span", { className: "saemnesia-count", role: "status" })
+    this.clear = element("button", { type: "button", textContent: "Clear", title: "Choose no concept" })
+    this.bar = element("div", { className: "saemnesia-bar" }, this.search, this.count, this.clear)
+  }
+
+  listen() {
+    this.search.addEventListener("input", () => this.draw())
+    this.list.addEventListener("input", (event) => this.edit(event.target))
+    this.list.addEventListener("change", rememberForUndo)
+    this.clear.addEventListener("click", () => this.clearText())
+    this.root.addEventListener("keydown", (event) => this.moveFocus(event))
+    this.root.addEventListener("pointerenter", () => this.refresh())
+    keepFromCanvas(this.root, this.list)
+  }
+
+  /** Look which SAE is meant, and read it if that has changed, or `again`. */
+  async refresh(again = false) {
+    const { name, hint } = findSae(this.node)
+    if (!again && name === this.sae && hint === this.hint) return
+    Object.assign(this, { sae: name, hint })
+    if (!name) return this.show([], hint)
+    const { concepts = [], error } = await readSae(name)
+    if (this.sae !== name) return // another one was chosen meanwhile
+    const nameless = concepts.length ? "" : `${name} has no concept names: write a latent's number such as #12.`
+    this.show(concepts, error ?? nameless, Boolean(error))
+  }
+
+  /** Show these concepts, or a message in their place. */
+  show(concepts, message = "", isError = false) {
+    this.known = new Map(concepts.map((concept) => [key(concept.name), concept]))
+    this.message.textContent = message
+    this.message.role = isError ? "alert" : null
+    this.message.hidden = !message
+    this.bar.hidden = this.list.hidden = !concepts.length
+    this.root.style.minHeight = `${this.height()}px`
+    this.fill()
+    this.draw()
+    this.node.expandToFitContent?.()
+    this.node.setDirtyCanvas(true, true)
+  }
+
+  height() {
+    if (this.known.size) return LIST_HEIGHT
+    return this.message.role ? ERROR_HEIGHT : HINT_HEIGHT
+  }
+
+  fill() {
+    this.rows.clear()
+    this.groups = new Map(HEADINGS.map((heading) => [heading, element("div", { role: "group", label: heading },
+      element("div", { className: "saemnesia-kind", textContent: heading }))]))
+    this.list.replaceChildren(...this.groups.values())
+    for (const concept of this.known.values()) this.addRow(concept, KINDS[concept.kind] ?? OTHER)
+  }
+
+  addRow({ name, description = "" }, heading) {
+    const tick = element("input", { type: "checkbox" })
+    const note = element("span", { className: "saemnesia-note" })
+    const strength = element("input", { type: "text", inputMode: "decimal", className: "saemnesia-strength",
+      label: `Strength of ${name}`, spellcheck: false })
+    const label = element("label", { title: description }, tick,
+      element("span", { className: "saemnesia-name", textContent: name }), note)
+    const root = element("div", { className: "saemnesia-row" }, label, strength)
+    this.groups.get(heading).append(root)
+    this.rows.set(key(name), { name, words: key(`${name} ${description}`), root, tick, note, strength })
+  }
+
+  /** Bring the list in line with the text, the search box and the actuator. */
+  draw() {
+    const items = parse(this.text.value)
+    this.drawOthers(items)
+    for (const [name, row] of this.rows) this.drawRow(row, items.filter((item) => key(item.name) === name))
+    for (const group of this.groups.values()) group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
+    this.count.textContent = `${new Set(items.map((item) => key(item.name))).size} chosen`
+    this.clear.disabled = !items.length
+  }
+
+  /** Rows for what the text names and the SAE does not. */
+  drawOthers(items) {
+    const others = new Map(items.map((item) => [key(item.name), item]).filter(([name]) => !this.known.has(name)))
+    for (const [name, row] of this.rows) {
+      if (!this.known.has(name) && !others.has(name)) this.removeRow(name, row)
+    }
+    for (const [name, item] of others) {
+      if (!this.rows.has(name)) this.addRow(item, /^#\d+$/.test(name) ? NUMBERED : UNKNOWN)
+    }
+  }
+
+  removeRow(name, row) {
+    if (row.root.contains(document.activeElement)) this.search.focus()
+    row.root.remove()
+    this.rows.delete(name)
+  }
+
+  drawRow(row, items) {
+    const range = this.range()
+    const strength = items[0]?.strength ?? ""
+    row.tick.checked = items.length > 0
+    row.note.textContent = items.length > 1 ? "listed twice" : ""
+    row.strength.hidden = !items.length
+    row.strength.placeholder = range.usual
+    row.strength.title = range.hint
+    row.strength.ariaInvalid = String(!isStrength(strength, range))
+    if (row.strength !== document.activeElement) row.strength.value = strength
+    row.root.hidden = !row.words.includes(key(this.search.value))
+  }
+
+  /** Which strengths make sense: that depends on the actuator, where the node has one. */
+  range() {
+    const actuator = this.node.widgets.find((widget) => widget.name === "actuator")?.value
+    if (!actuator) return EITHER
+    return actuator === "steer" ? SIGNED : FULL
+  }
+
+  /** Write into the text what was changed in a row. */
+  edit(input) {
+    const row = [...this.rows.values()].find(({ tick, strength }) => input === tick || input === strength)
+    const { value } = this.text
+    if (input === row.tick && !input.checked) this.text.value = drop(value, row.name)
+    else this.text.value = choose(value, row.name, row.strength.value)
+  }
+
+  clearText() {
+    this.text.value = ""
+    rememberForUndo()
+    this.search.focus()
+  }
+
+  /** Up and down go from tick to tick. */
+  moveFocus(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
+    const shown = [...this.list.querySelectorAll("input[type=checkbox]")].filter((tick) => tick.checkVisibility())
+    const stops = [this.search, ...shown]
+    const place = stops.indexOf(event.target)
+    if (!step || place < 0) return
+    event.preventDefault()
+    stops[place + step]?.focus()
+  }
+}
+
+/** ComfyUI looks for changes when a mouse button comes up, which is before a tick is set: tell it. */
+function rememberForUndo() {
+  app.canvas?.emitBeforeChange?.()
+  app.canvas?.emitAfterChange?.()
+}
+
+// --- in the page ----------------------------------------------------------------------------------------
+
+/** What is done inside the list is not for the canvas or the node under it; shortcuts with Ctrl stay. */
+function keepFromCanvas(root, list) {
+  for (const type of ["copy", "cut", "paste", "keydown"]) root.addEventListener(type, keepInput)
+  root.addEventListener("pointerdown", (event) => drag(event, "processMouseDown"))
+  root.addEventListener("pointermove", (event) => drag(event, "processMouseMove"))
+  root.addEventListener("pointerup", (event) => drag(event, "processMouseUp"))
+  root.addEventListener("wheel", (event) => wheel(event, list))
+  keepWheel(list)
+}
+
+function keepInput(event) {
+  const shortcut = event.type === "keydown" && (event.ctrlKey || event.metaKey)
+  if (event.target.matches("input, button") && !shortcut) event.stopPropagation()
+}
+
+/** The list scrolls; where it cannot, and to zoom with Ctrl, the canvas gets the wheel. */
+function wheel(event, list) {
+  event.stopPropagation()
+  const scrolls = list.contains(event.target) && list.scrollHeight > list.clientHeight
+  if (scrolls && !event.ctrlKey && !event.metaKey) return
+  event.preventDefault()
+  app.canvas.processMouseWheel(event)
+}
+
+/** Nodes 2.0 leaves the wheel to an element with data-capture-wheel that has the focus: lend it while nobody types. */
+function keepWheel(list) {
+  list.addEventListener("pointerenter", () => {
+    if (!document.activeElement?.closest("input, textarea, [contenteditable]")) list.focus({ preventScroll: true })
+  })
+  list.addEventListener("pointerleave", () => list.blur())
+}
+
+/** The middle button moves the canvas; other buttons do not move the node. */
+function drag(event, method) {
+  const middle = event.button === 1 || event.buttons & 4
+  if (middle) app.canvas[method](event)
+  if (middle || event.type === "pointerdown") event.stopPropagation()
+}
+
+const pickers = new WeakMap() // node -> its picker
+let made = 0 // Nodes 2.0 goes on showing a removed node's element if the new node (after undo) has a widget of that name
+
+function addPicker(node) {
+  const text = node.widgets?.find((widget) => widget.name === "concepts")
+  if (!text) return
+  const picker = new Picker(node, text)
+  const widget = node.addDOMWidget(`concept_picker_${++made}`, "saemnesia_concepts", picker.root, {
+    serialize: false, // not in the API format; the next line: not in the workflow
+    hideInPanel: true,
+    getMinHeight: () => picker.height() + MARGIN,
+    getMaxHeight: () => (picker.known.size ? undefined : picker.height() + MARGIN),
+  })
+  widget.serialize = false
+  text.options.getMaxHeight = () => (picker.known.size ? TEXT_HEIGHT : undefined)
+  for (const other of node.widgets) after(other, "callback", () => picker.draw())
+  after(node, "onConnectionsChange", () => queueMicrotask(() => picker.refresh()))
+  pickers.set(node, picker)
+  picker.refresh()
+}
+
+/** Let `then` follow on one object's own callback. */
+function after(object, method, then) {
+  const before = object[method]
+  object[method] = function (...values) {
+    const result = before?.apply(this, values)
+    then()
+    return result
+  }
+}
+
+function refreshAll(again = false) {
+  for (const graph of graphs()) for (const node of graph.nodes) pickers.get(node)?.refresh(again)
+}
+
+app.registerExtension({
+  name: "SAEmnesia.ConceptPicker",
+  setup() {
+    api.addEventListener("graphChanged", () => refreshAll())
+  },
+  nodeCreated(node) {
+    if (PICKERS.includes(node.comfyClass)) addPicker(node)
+    if (node.comfyClass === LOADER) for (const widget of node.widgets) after(widget, "callback", () => refreshAll())
+  },
+  afterConfigureGraph: () => refreshAll(),
+  refreshComboInNodes: () => refreshAll(true),
+})
