@@ -13,15 +13,13 @@ from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
 
 NAME = "saemnesia-test.safetensors"
 HOOKPOINT = "up_blocks.0.attentions.1"
-SMALL = {"num_res_blocks": [1, 1], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
-         "transformer_depth_middle": -2}
 FIRING, SILENT = ("cat", "dog", "noto style"), ("rocket", "contrast style")
 
 
 def write_checkpoint(path: Path) -> None:
     """About 310 MB, mostly MiniCanvas's text encoder."""
     torch.manual_seed(0)
-    unet = models.initialised(models.UNetModel(**{**models.UNET_CONFIG, **SMALL},
+    unet = models.initialised(models.UNetModel(**models.UNET_CONFIG,
                                                operations=models.comfy.ops.disable_weight_init))
     parts = {"model.diffusion_model.": unet, "first_stage_model.": models.new_vae()}
     tensors = {prefix + name: value.half() for prefix, model in parts.items()

@@ -14,7 +14,7 @@ from torch import nn
 from .canvas import all_labels, random_pictures
 from .harness import Run, TrainConfig, save_atomically
 from .icons import OBJECTS, STYLES
-from .models import new_unet, new_vae
+from .models import deafen, new_unet, new_vae
 from .text import all_prompts, contexts, prompt_index
 
 DROP_BOTH, DROP_OBJECT, DROP_STYLE = 0.08, 0.06, 0.06
@@ -118,6 +118,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--copies", type=int, default=64, help="placements of each drawing in the latent pool")
+    parser.add_argument("--init", type=Path, help="start from the weights of this file")
+    parser.add_argument("--all-ears", action="store_true", help="let words enter at every cross-attention block")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     vae = new_vae()
@@ -125,7 +127,12 @@ def main() -> None:
     vae.float().requires_grad_(False)
     config = TrainConfig(options.out / "unet-run", options.steps, ema=0.9985)
     pool = cached_pool(config.folder / "pool.safetensors", vae, options.copies, options.device)
-    batches, run = Batches(pool, options.batch, options.device), Run(new_unet(), config, options.device)
+    unet = new_unet()
+    if options.init:
+        unet.load_state_dict(load_file(options.init))
+    if not options.all_ears:
+        deafen(unet)
+    batches, run = Batches(pool, options.batch, options.device), Run(unet, config, options.device)
 
     def report(run: Run) -> None:
         unet = run.averaged()
