@@ -51,7 +51,8 @@ def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: l
     """Threshold and mean of each concept's latent at every noise level that occurs.
 
     tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]; latents [C]. The threshold is what all but 1 - `quantile` of
-    the tokens of maps without the concept stay under. A level that shows a concept in no map takes its mean over all.
+    the tokens of maps without the concept stay under. A level at which a concept is never (always) present takes its
+    mean (threshold) from all levels.
     """
     rows = torch.tensor(latents)
     z = torch.cat([sae.pre_acts(part.float())[..., rows] for part in tokens.split(256)])
@@ -61,12 +62,13 @@ def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: l
         here = sigmas == level
         for row in range(len(rows)):
             present = labels[here, row]
-            thresholds[row, column] = _quantile(z[here][~present][..., row], quantile)
+            absent = z[here][~present] if not present.all() else z[~labels[:, row]]
             shown = z[here][present] if present.any() else z[labels[:, row]]
+            thresholds[row, column] = _quantile(absent[..., row], quantile)
             means[row, column] = shown[..., row].mean()
     return Statistics(tuple(levels.tolist()), thresholds, means)
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:
     flat = values.flatten().sort().values
-    return flat[min(len(flat) - 1, int(q * len(flat)))]
+    return flat[min(len(flat) - 1, int(q * len(flat)))] if len(flat) else values.new_zeros(())
