@@ -53,7 +53,7 @@ class TrainSettings:
     carry: float = 1.0
     silence: float = 1.0
     margin: float = 0.5
-    push: float = 0.5
+    push: float = 1.5
     seed: int = 0
 
     def __post_init__(self) -> None:
