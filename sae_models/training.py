@@ -128,7 +128,7 @@ def train_unsupervised(sae: Sae, maps: Maps, settings: TrainSettings, progress: 
         x = torch.cat([batch.tokens.flatten(0, 1), batch.without.flatten(0, 2)[::2]])
         loss, unexplained = _reconstruction(sae, x, sae.pre_acts(x), dead)
         _step(sae, optimizer, schedule, loss)
-        progress(step, {"fvu": float(unexplained), "dead": float((dead.idle > settings.dead_steps).float().mean())})
+        progress(step, {"fvu": unexplained.item(), "dead": float((dead.idle > settings.dead_steps).float().mean())})
 
 
 def concept_losses(sae: Sae, batch: Maps, latents: Tensor, settings: TrainSettings) -> tuple[Tensor, Tensor]:
@@ -198,4 +198,4 @@ def train_supervised(sae: Sae, maps: Maps, latents: list[int], settings: TrainSe
         loss, unexplained = _reconstruction(sae, x, sae.pre_acts(x), dead)
         carry, silence = concept_losses(sae, batch, own, settings)
         _step(sae, optimizer, schedule, loss + settings.carry * carry + settings.silence * silence)
-        progress(step, {"fvu": float(unexplained), "carry": float(carry), "silence": float(silence)})
+        progress(step, {"fvu": unexplained.item(), "carry": carry.item(), "silence": silence.item()})
