@@ -46,7 +46,10 @@ def check_base(model: ModelPatcher, sae: LoadedSae) -> None:
 
 
 def erase(model: ModelPatcher, sae: LoadedSae, edit: Edit) -> ModelPatcher:
-    """A clone of `model` that also makes this edit; an edit of the same concept further up the chain gives way."""
+    """A clone of `model` that makes this edit beside those of the chain so far.
+
+    Raises SaeError when the SAE does not fit the model, or an earlier node of the chain erases the same concept.
+    """
     check_base(model, sae)
     earlier = model.get_attachment(KEY)
     edits = [*(earlier.edits if earlier else ()), SaeEdit(sae, edit)]
