@@ -15,6 +15,7 @@ setup: ## a pinned ComfyUI for CPU in .host/ (some minutes once, nothing to do a
 
 test: ## every test, in a real ComfyUI and a real browser; ARGS="-k erase" picks
 	@$(PYTHON) tools/setup_host.py --tests --with-browser
+	@$(MAKE) --no-print-directory checkpoint
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests $(ARGS)
 
 demo: setup checkpoint ## erase a concept from a real model and look at the pictures

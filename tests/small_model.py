@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.minicanvas import models, text
 from benchmarks.minicanvas.harness import save_atomically
+from comfy.cldm.cldm import ControlNet  # isort: skip  (models puts ComfyUI on the path)
 from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
 
 NAME = "saemnesia-test.safetensors"
@@ -26,6 +27,16 @@ def write_checkpoint(path: Path) -> None:
                for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_atomically(tensors | text.state_dict(), path)
+
+
+def write_controlnet(path: Path) -> None:
+    """A ControlNet with random weights that fits the checkpoint, about 28 MB."""
+    torch.manual_seed(1)
+    config = {name: value for name, value in models.UNET_CONFIG.items()
+              if name not in ("out_channels", "transformer_depth_output")}
+    net = models.initialised(ControlNet(**config, hint_channels=3, operations=models.comfy.ops.disable_weight_init))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically({name: value.half() for name, value in net.state_dict().items()}, path)
 
 
 def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str = "sd15") -> None:

@@ -6,7 +6,7 @@ import torch
 from canvas_graphs import erase, graph, latents, then
 from host import node
 from safetensors.torch import load_file, save_file
-from small_model import NAME, write_sae
+from small_model import NAME, write_controlnet, write_sae
 
 from tools.comfy_host import COMFY, HostError
 
@@ -158,6 +158,35 @@ def test_a_lora_before_or_after_gives_the_same_picture(host):
         assert not torch.equal(before, latents(host, erase(graph(CAT), "cat")))
     finally:
         lora.unlink()
+
+
+def test_a_controlnet_beside_it(host, plain):
+    path = COMFY / "models" / "controlnet" / "test-saemnesia.safetensors"
+    write_controlnet(path)
+
+    def guided(made):
+        made["net"] = node("ControlNetLoader", control_net_name=path.name)
+        made["hint"] = node("EmptyImage", width=96, height=96, batch_size=1, color=0xFF8800)
+        made["guide"] = node("ControlNetApplyAdvanced", positive=["positive", 0], negative=["negative", 0],
+                             control_net=["net", 0], image=["hint", 0], strength=1.0, start_percent=0.0,
+                             end_percent=1.0)
+        made["sampler"]["inputs"] |= {"positive": ["guide", 0], "negative": ["guide", 1]}
+        return made
+    try:
+        without = latents(host, guided(graph(CAT)))
+        assert not torch.equal(without, plain)
+        assert not torch.equal(latents(host, erase(guided(graph(CAT)), "cat")), without)
+        assert torch.equal(latents(host, erase(guided(graph(CAT)), "rocket")), without)
+    finally:
+        path.unlink()
+
+
+def test_a_compiled_model_is_erased_in_either_order(host, plain):
+    wanted = latents(host, erase(graph(CAT), "cat"))
+    orders = (erase(then(graph(CAT), "compile", "TestMeddle", how="compile"), "cat"),
+              then(erase(graph(CAT), "cat"), "compile", "TestMeddle", how="compile"))
+    assert all(same_edit(latents(host, made), wanted, plain) for made in orders)
+    assert torch.allclose(latents(host, then(graph(CAT), "compile", "TestMeddle", how="compile")), plain, atol=1e-4)
 
 
 def test_the_window_limits_when_it_acts(host, plain):

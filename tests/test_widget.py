@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import widget_helpers as canvas
@@ -12,6 +13,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 from widget_helpers import ERASE, LOADER, PICKER, Shown
 
+from benchmarks.minicanvas.icons import OBJECTS as JUDGED
+from benchmarks.minicanvas.judge import load_judge
 from sae_models import Concept, Header, Sae, SaeConfig, SaeError, Statistics, write
 from sae_models.concepts import parse
 from tools.comfy_host import NEWEST_FRONTEND, ComfyHost
@@ -305,6 +308,34 @@ def test_python_reads_the_same_choices_as_the_page(page):
             assert not items or any(item["raw"].endswith((":", "much")) for item in items)
         else:
             assert [(i["name"], float(i["strength"]) if i["strength"] else None) for i in items] == choices
+
+
+def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page):
+    """The example workflow with another concept ticked, saved, loaded in a fresh page and run there."""
+    canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
+    canvas.wait_for_list(page)
+    canvas.tick(page, "cat")
+    canvas.tick(page, "rocket")
+    nothing_here = canvas.saved(page)
+    canvas.tick(page, "rocket")
+    canvas.tick(page, "cat")
+    with_cat = canvas.saved(page)
+    fresh = canvas.open_page(browser, comfy, nodes2)
+    seen = []
+    for workflow in (nothing_here, with_cat):
+        canvas.load(fresh, workflow)
+        canvas.wait_for_list(fresh)
+        seen.append([pixels(png) for png in canvas.queue_and_wait(fresh)])
+    fresh.context.close()
+    (before, no_rocket), (again, no_cat) = seen
+    assert torch.equal(before, again) and torch.equal(before, no_rocket)
+    objects = load_judge().verdict(torch.stack([before, no_cat])).object.tolist()
+    assert objects[0] == JUDGED.index("cat") != objects[1]
+
+
+def pixels(png: bytes) -> torch.Tensor:
+    """A picture [3, h, w] in 0..1."""
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1) / 255
 
 
 def test_a_graph_runs_from_the_page(page):

@@ -28,7 +28,7 @@ from .text import prompt
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BENCH_NODES = Path(__file__).with_name("bench_nodes")
-STEPS, CFG, BATCH = 20, 4.0, 51
+STEPS, CFG, BATCH = 20, 2.5, 51
 BLOCK = "input_blocks.3.1"
 
 

@@ -15,7 +15,7 @@ import comfy.model_management  # isort: skip
 import comfy.sample  # isort: skip
 import comfy.sd  # isort: skip
 
-STEPS, CFG, SAMPLER, SCHEDULER, LATENT_PX = 20, 4.0, "euler", "normal", 12
+STEPS, CFG, SAMPLER, SCHEDULER, LATENT_PX = 20, 2.5, "euler", "normal", 12
 
 
 class MiniCanvas:

@@ -1,7 +1,7 @@
 """Train MiniCanvas's SAE: collect in ComfyUI, unsupervised stage, one latent a concept, supervised stage, statistics.
 
     python -m benchmarks.minicanvas.train_sae --checkpoint .host/ComfyUI/models/checkpoints/minicanvas.safetensors \
-        --out benchmarks/minicanvas/weights/minicanvas_sae.safetensors
+        --out benchmarks/minicanvas/weights/sae.safetensors --work run/sae
 
 Collected activations and finished stages are kept in `--work`, so that a run that was stopped goes on from there.
 """
@@ -95,11 +95,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--passes", type=int, default=8, help="how often every prompt is sampled")
+    parser.add_argument("--passes", type=int, default=6, help="how often every prompt is sampled")
     parser.add_argument("--steps-kept", type=int, default=4, help="sampling steps kept of each picture")
     parser.add_argument("--d-sae", type=int, default=2560)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--unsupervised-steps", type=int, default=3000)
+    parser.add_argument("--k", type=int, default=48)
+    parser.add_argument("--unsupervised-steps", type=int, default=1500)
     parser.add_argument("--supervised-steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -2,15 +2,17 @@
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 
 class Meddle(io.ComfyNode):
-    """`fail`: raise in the third call. `split`: one call a conditioning, reversed. `skip`: never run the UNet."""
+    """`fail`: raise in the third call. `split`: one call a conditioning, reversed. `skip`: never run the UNet.
+    `compile`: what *TorchCompileModel* does, with a backend that needs no C++ compiler."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(node_id="TestMeddle", category="test",
-                         inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["fail", "split", "skip"])],
+                         inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["fail", "split", "skip", "compile"])],
                          outputs=[io.Model.Output()])
 
     @classmethod
@@ -20,6 +22,8 @@ class Meddle(io.ComfyNode):
             clone.set_model_unet_function_wrapper(split)
         elif how == "fail":
             clone.set_model_unet_function_wrapper(Failing())
+        elif how == "compile":
+            set_torch_compile_wrapper(clone, backend="eager")
         else:
             clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", lambda executor, x, *args, **kwargs: x)
         return io.NodeOutput(clone)

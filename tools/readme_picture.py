@@ -1,0 +1,41 @@
+"""docs/workflow.png of the README: the example workflow in ComfyUI's page, after a run. Needs `make test`'s packages.
+
+    .host/venv/bin/python -m tools.readme_picture
+"""
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from tools.comfy_host import ComfyHost
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO / "tests"))
+
+import widget_helpers as canvas  # noqa: E402
+
+FIT = """async () => {
+    app.canvas.ds.fitToBounds(app.graph.nodes.reduce(([x, y, r, b], { pos, size }) => [Math.min(x, pos[0]),
+        Math.min(y, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])],
+        [1e9, 1e9, -1e9, -1e9]).map((v, i, all) => i < 2 ? v : v - all[i - 2]), { zoom: 1 })
+    app.canvas.setDirty(true, true)
+    await new Promise((resolve) => setTimeout(resolve, 2000))
+}"""
+
+
+def main() -> None:
+    with ComfyHost(threads=2) as host, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = canvas.open_page(browser, host, nodes2=False)
+        page.set_viewport_size({"width": 1800, "height": 1000})
+        canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
+        canvas.wait_for_list(page)
+        canvas.queue_and_wait(page)
+        page.evaluate(FIT)
+        page.screenshot(path=REPO / "docs" / "workflow.png")
+
+
+if __name__ == "__main__":
+    main()
