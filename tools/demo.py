@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--erase", default="cat", help='for example "cat" or "cat, noto style:0.5"')
     parser.add_argument("--actuator", default="ablate", choices=("ablate", "steer", "replace"))
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=40)
     options = parser.parse_args()
     began, columns = time.monotonic(), []
     with ComfyHost(threads=2) as host:
