@@ -46,7 +46,7 @@ def test_unsupervised_training_explains_what_it_has_not_seen(world):
     train_unsupervised(sae, make_maps(world, 400, 2), TrainSettings(steps=300, batch=32, lr=3e-3),
                        lambda step, numbers: seen.append(numbers["fvu"]))
     x = make_maps(world, 100, 3).tokens.flatten(0, 1)
-    assert float(fvu(x, sae(x))) < 0.1 < seen[0]
+    assert float(fvu(x, sae(x)).detach()) < 0.1 < seen[0]
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(48), atol=1e-5)
 
 

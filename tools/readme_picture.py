@@ -16,13 +16,12 @@ sys.path.insert(0, str(REPO / "tests"))
 
 import widget_helpers as canvas  # noqa: E402
 
-FIT = """async () => {
-    app.canvas.ds.fitToBounds(app.graph.nodes.reduce(([x, y, r, b], { pos, size }) => [Math.min(x, pos[0]),
-        Math.min(y, pos[1] - 30), Math.max(r, pos[0] + size[0]), Math.max(b, pos[1] + size[1])],
-        [1e9, 1e9, -1e9, -1e9]).map((v, i, all) => i < 2 ? v : v - all[i - 2]), { zoom: 1 })
+LOOK = """async () => {
+    Object.assign(app.canvas.ds, { scale: 0.92, offset: [50, 120] })
     app.canvas.setDirty(true, true)
     await new Promise((resolve) => setTimeout(resolve, 2000))
 }"""
+BELOW_BANNER = {"x": 0, "y": 72, "width": 1800, "height": 840}
 
 
 def main() -> None:
@@ -33,8 +32,8 @@ def main() -> None:
         canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
         canvas.wait_for_list(page)
         canvas.queue_and_wait(page)
-        page.evaluate(FIT)
-        page.screenshot(path=REPO / "docs" / "workflow.png")
+        page.evaluate(LOOK)
+        page.screenshot(path=REPO / "docs" / "workflow.png", clip=BELOW_BANNER)
 
 
 if __name__ == "__main__":
