@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.minicanvas import models, text
 from benchmarks.minicanvas.harness import save_atomically
-from comfy.cldm.cldm import ControlNet  # isort: skip  (models puts ComfyUI on the path)
 from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
+
+from comfy.cldm.cldm import ControlNet  # isort: skip  (models puts ComfyUI on the path)
 
 NAME = "saemnesia-test.safetensors"
 HOOKPOINT = "up_blocks.0.attentions.1"

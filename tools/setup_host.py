@@ -253,8 +253,8 @@ HOST_STEPS = (
          f"Remove {LINK} and run the same command again.", already=lambda: LINK.resolve() == REPO),
 )
 TEST_STEPS = (
-    Step("test-packages", "pytest, hypothesis, playwright, ComfyUI-Manager (60 MB)", install_test_packages, ONLINE, VENV,
-         TEST_REQUIREMENTS.read_text()),
+    Step("test-packages", "pytest, hypothesis, playwright, ComfyUI-Manager (60 MB)", install_test_packages, ONLINE,
+         VENV, TEST_REQUIREMENTS.read_text()),
     Step("frontend", f"{FRONTEND}, the newest front end (30 MB)", unpack_newest_frontend, ONLINE,
          NEWEST_FRONTEND, FRONTEND),
 )

@@ -12,7 +12,8 @@ class Meddle(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(node_id="TestMeddle", category="test",
-                         inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["fail", "split", "skip", "compile"])],
+                         inputs=[io.Model.Input("model"),
+                                 io.Combo.Input("how", options=["fail", "split", "skip", "compile"])],
                          outputs=[io.Model.Output()])
 
     @classmethod
