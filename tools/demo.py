@@ -7,15 +7,16 @@ import io
 import time
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tools.comfy_host import ComfyHost, Graph
+from tools.sheet import ERASED, Row, sheet
 
 OUTPUT = Path(__file__).resolve().parents[1] / "output"
 MODEL = "minicanvas.safetensors"
 PROMPTS = ("a cat, noto style", "a cat, contrast style", "a dog, noto style", "a rose, fluent style",
            "a castle, emojione style")
-SIDE, ZOOM, MARGIN, LABEL = 96, 2, 12, 22
+SIDE, ZOOM = 96, 2
 
 
 def node(class_type: str, **inputs: object) -> dict:
@@ -47,20 +48,8 @@ def graph(prompt: str, erase: str, actuator: str, seed: int) -> Graph:
 
 def comparison(columns: list[tuple[str, Image.Image, Image.Image]], erase: str) -> Image.Image:
     """A picture with a column a prompt: above as the model paints it, below with the concepts erased."""
-    side = SIDE * ZOOM
-    width = MARGIN + len(columns) * (side + MARGIN)
-    sheet = Image.new("RGB", (width, 2 * (side + LABEL) + LABEL + 2 * MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for row, text in ((0, "without erasure"), (1, f"erased: {erase}")):
-        draw.text((MARGIN, MARGIN + LABEL + row * (side + LABEL)), text, "#b00020" if row else "black", font)
-    for column, (prompt, *pictures) in enumerate(columns):
-        left = MARGIN + column * (side + MARGIN)
-        draw.text((left, MARGIN / 2), prompt, "#555555", font)
-        for row, picture in enumerate(pictures):
-            top = MARGIN + 2 * LABEL + row * (side + LABEL)
-            sheet.paste(picture.resize((side, side), Image.LANCZOS), (left, top))
-            draw.rectangle((left, top, left + side - 1, top + side - 1), outline="#dddddd")
-    return sheet
+    prompts, before, after = (list(part) for part in zip(*columns, strict=True))
+    return sheet(prompts, [Row("without erasure", before), Row(f"erased: {erase}", after, ERASED)], SIDE * ZOOM)
 
 
 def main() -> None:

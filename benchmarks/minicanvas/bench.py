@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from tools.comfy_host import COMFY, ComfyHost, Graph
+from tools.sheet import ERASED, PLAIN, Row, sheet
 
 from . import table
 from .canvas import CANVAS_PX
@@ -190,18 +191,23 @@ def run(host: ComfyHost, judge: Judge, results: Results, groups: dict[str, list[
 
 GRID_PAIRS = (("cat", "noto"), ("dog", "noto"), ("rose", "fluent"), ("castle", "contrast"), ("rocket", "emojione"))
 GRID_ERASED = (("object", "cat"), ("object", "rose"), ("style", "contrast"))
+GRID_PX = 144
 
 
 def picture_grid(host: ComfyHost, methods: list[str], path: Path) -> None:
     """The same five prompts without erasure and with each of a few concepts erased, a row each, for each method."""
     pairs = tuple((OBJECTS.index(o), STYLES.index(s)) for o, s in GRID_PAIRS)
-    rows = []
-    for name in methods:
-        for kind, concept in GRID_ERASED if name != "none" else GRID_ERASED[:1]:
-            index = (OBJECTS if kind == "object" else STYLES).index(concept)
-            rows.append(draw(host, METHODS[name], table.Task(kind, (index,), pairs), 77))
-    grid = torch.stack(rows).permute(0, 3, 1, 4, 2).reshape(len(rows) * CANVAS_PX, len(pairs) * CANVAS_PX, 3)
-    Image.fromarray((grid * 255).round().byte().numpy()).save(path)
+
+    def row(name: str, label: str, kind: str, concept: str, color: str) -> Row:
+        index = (OBJECTS if kind == "object" else STYLES).index(concept)
+        drawn = draw(host, METHODS[name], table.Task(kind, (index,), pairs), 77)
+        pixels = (drawn * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        return Row(label, [Image.fromarray(picture) for picture in pixels], color)
+
+    rows = [row("none", "no erasure", *GRID_ERASED[0], PLAIN)]
+    rows += [row(name, f"{concept} erased: {METHODS[name].title}", kind, concept, ERASED)
+             for kind, concept in GRID_ERASED for name in methods if name != "none"]
+    sheet([prompt(*pair) for pair in GRID_PAIRS], rows, GRID_PX).save(path)
 
 
 def main() -> None:
