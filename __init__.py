@@ -6,7 +6,7 @@ except ModuleNotFoundError:
 else:
     from comfy_api.latest import ComfyExtension, io
 
-    from .nodes import erase, files, load, picker, routes  # noqa: F401  (routes registers itself)
+    from .nodes import erase, files, load, picker
 
     WEB_DIRECTORY = "./web"
     files.register_folder()
@@ -16,4 +16,5 @@ else:
             return [*load.NODES, *picker.NODES, *erase.NODES]
 
     async def comfy_entrypoint() -> SaemnesiaExtension:
+        from .nodes import routes  # noqa: F401  (registers itself with the server, which a command does not have)
         return SaemnesiaExtension()

@@ -7,8 +7,10 @@ section 4.2); SAEmnesia (arXiv 2509.21379, section 3.2) averages s over noise le
 """
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from .concepts import Statistics
+from .maps import Maps
 from .sae import Sae
 
 
@@ -46,21 +48,45 @@ def assign(score: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def measure(sae: Sae, tokens: Tensor, sigmas: Tensor, labels: Tensor, latents: list[int],
-            quantile: float = 0.999) -> Statistics:
+def score_maps(sae: Sae, maps: Maps) -> Tensor:
+    """`scores` of every latent for every concept on maps and on their counterparts without a concept: [C, d_sae]."""
+    means = torch.cat([token_means(sae, maps.tokens), token_means(sae, maps.without)])
+    levels = maps.sigmas.unique(return_inverse=True)[1].repeat(2)
+    return scores(means, torch.cat([maps.labels, maps.left()]), levels)
+
+
+@torch.no_grad()
+def token_means(sae: Sae, tokens: Tensor) -> Tensor:
+    """Mean top-k activation over the tokens of each map, zeros included: [n, N, d_in] -> [n, d_sae], on the CPU."""
+    def mean(part: Tensor) -> Tensor:
+        latents = sae.encode(part.to(sae.b_dec))
+        flat = latents.top_indices.flatten(1)
+        dense = torch.zeros(len(part), sae.config.d_sae, device=flat.device)
+        return dense.scatter_add_(1, flat, latents.top_acts.flatten(1)).cpu() / part.shape[1]
+    return torch.cat([mean(part) for part in tokens.split(16)])
+
+
+@torch.no_grad()
+def concept_logits(sae: Sae, tokens: Tensor, latents: list[int]) -> Tensor:
+    """Pre-activations before the ReLU of the concepts' latents: [n, N, d_in] -> [n, N, C], on the CPU."""
+    W_enc, bias = sae.encoder.weight[latents], sae.encoder.bias[latents]
+    return torch.cat([linear(part.to(sae.b_dec) - sae.b_dec, W_enc, bias).cpu() for part in tokens.split(64)])
+
+
+@torch.no_grad()
+def measure(sae: Sae, maps: Maps, latents: list[int], quantile: float = 0.999) -> Statistics:
     """Threshold and mean of each concept's latent at every noise level that occurs.
 
-    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]; latents [C]. The threshold is what all but 1 - `quantile` of
-    the tokens of maps without the concept stay under. A level at which a concept is never (always) present takes its
-    mean (threshold) from all levels.
+    latents [C]. The threshold is what all but 1 - `quantile` of the tokens of maps without the concept stay under. A
+    level at which a concept is never (always) present takes its mean (threshold) from all levels.
     """
-    rows = torch.tensor(latents)
-    z = torch.cat([sae.pre_acts(part.float())[..., rows] for part in tokens.split(256)])
+    z = torch.cat([concept_logits(sae, tokens, latents) for tokens in (maps.tokens, maps.without)]).relu()
+    labels, sigmas = torch.cat([maps.labels, maps.left()]), maps.sigmas.repeat(2)
     levels = sigmas.unique(sorted=True)
-    thresholds, means = torch.zeros(len(rows), len(levels)), torch.zeros(len(rows), len(levels))
+    thresholds, means = torch.zeros(len(latents), len(levels)), torch.zeros(len(latents), len(levels))
     for column, level in enumerate(levels):
         here = sigmas == level
-        for row in range(len(rows)):
+        for row in range(len(latents)):
             present = labels[here, row]
             absent = z[here][~present] if not present.all() else z[~labels[:, row]]
             shown = z[here][present] if present.any() else z[labels[:, row]]

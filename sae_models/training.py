@@ -1,201 +1,333 @@
-"""Train an SAE on block outputs: first unsupervised, then so that one latent a concept carries that concept.
+"""Train an SAE on block outputs in two stages: rebuild the input; then one latent a concept carries that concept.
 
-Unsupervised (SAeUron, arXiv 2501.18052): fraction of variance unexplained (FVU) plus AuxK for dead latents.
-Supervised (after SAEmnesia, arXiv 2509.21379): each concept's latent is trained to be silent where the concept is
-absent and, where it is present, to carry it: z_c W_dec[c] shall equal the block's output minus the output of the very
-same call with the concept left out of the prompt (a little more, see `push`). So that switching the latent off is
-enough, which detecting alone does not give.
+Stage one is SAeUron's (arXiv 2501.18052, appendix): FVU and AuxK. Then each concept gets one latent by score, as in
+SAEmnesia (arXiv 2509.21379, section 3.2), and stage two goes on with the concepts' losses beside the first (`losses`).
+The whole state of a run is its checkpoint: a run that was stopped goes on as if it had not been.
 """
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .sae import Latents, Sae, fvu
+from . import losses, parallel, scoring
+from .errors import SaeError
+from .losses import Weights
+from .maps import Maps, Window
+from .prompts import Subject
+from .sae import Sae, SaeConfig
+from .sparse import code
+from .storage import write_tensors
 
 Progress = Callable[[int, dict[str, float]], None]
-
-
-@dataclass
-class Maps:
-    """Block outputs as tokens. n calls, N tokens each, C concepts.
-
-    tokens [n, N, d_in]; sigmas [n]; labels bool [n, C]: concepts present; without [n, P, N, d_in]: the same call with
-    one present concept unsaid; unsaid int [n, P]: which concept that is.
-    """
-    tokens: Tensor
-    sigmas: Tensor
-    labels: Tensor
-    without: Tensor
-    unsaid: Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def pick(self, index: Tensor) -> "Maps":
-        """The chosen calls, as fp32."""
-        return Maps(self.tokens[index].float(), self.sigmas[index], self.labels[index], self.without[index].float(),
-                    self.unsaid[index])
+METADATA_KEY = "saemnesia-training"
+REPORT_EVERY = 10
+SCORED_MAPS = 2048
+log = logging.getLogger("saemnesia")
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """steps; batch: maps a step; lr: peak, linear to 0; auxk: weight of the dead latents' loss, a latent being dead
-    after `dead_steps` steps without firing. Supervised stage: carry, silence: weights of its two losses; margin: how
-    far below zero the logit of an absent concept shall lie; push: how much more than the difference a concept's latent
-    shall carry, because a prompt without the concept still leads to it now and then."""
-    steps: int = 3000
+    """Steps of the two stages; batch: maps a step; lr: peak, linear to 0 in each stage; dead_steps: a latent is dead
+    after so many steps without firing; published: stage two as SAEmnesia's authors do it, to compare with; half: choose
+    latents in bfloat16 (their activations stay fp32)."""
+    unsupervised_steps: int = 1500
+    supervised_steps: int = 2000
     batch: int = 64
     lr: float = 1e-3
-    auxk: float = 1 / 32
     dead_steps: int = 200
-    carry: float = 1.0
-    silence: float = 1.0
-    margin: float = 0.5
-    push: float = 1.5
+    published: bool = False
+    half: bool = True
     seed: int = 0
+    weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("unsupervised_steps", "supervised_steps", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+                raise SaeError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise SaeError(f"expected lr > 0, got {self.lr}")
+
+    @property
+    def steps(self) -> int:
+        return self.unsupervised_steps + self.supervised_steps
 
 
-def batches(maps: Maps, settings: TrainSettings) -> Iterator[Maps]:
-    """`settings.steps` random batches, the same for the same seed."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    for _ in range(settings.steps):
-        yield maps.pick(torch.randint(len(maps), (settings.batch,), generator=generator))
+class Trainer:
+    """One run. `about`: what the maps were made of (model, prompts); a checkpoint of anything else is refused."""
+
+    def __init__(self, config: SaeConfig, subjects: Sequence[Subject], window: Window, settings: TrainSettings,
+                 device: torch.device | str = "cpu", about: dict[str, Any] | None = None) -> None:
+        self.subjects, self.window, self.settings, self.about = list(subjects), window, settings, about or {}
+        self.device = torch.device(device)
+        self.sae = _new_sae(config, settings.seed).to(self.device)
+        self.step, self.batch = 0, settings.batch
+        self.idle = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
+        self.latents: list[int] = []
+        self.first_scores: list[list[float]] = []
+        self.curve: list[dict[str, float]] = []
+        self.optimizer = self._new_optimizer()
+
+    # --- the run ---------------------------------------------------------------------------------------
+
+    def run(self, progress: Progress, save: Callable[..., None] = lambda now=False: None) -> None:
+        """Train to the end. `progress(step, {"fvu": ..., ...})` and `save()` are called every `REPORT_EVERY` steps;
+        what `progress` or the making of maps raises stops the run, after a last `save(now=True)`.
+
+        Raises SaeError when the loss is no longer a number.
+        """
+        while self.step < self.settings.steps:
+            with _saved_if_stopped(save):
+                self.window.move(self.step / self.settings.steps)
+                if self.step == self.settings.unsupervised_steps and not self.latents:
+                    self._begin_supervised()
+            numbers = self._step_that_fits()
+            if self.step % REPORT_EVERY == 0 or self.step == self.settings.steps:
+                self._report(numbers, progress, save)
+
+    def _report(self, numbers: dict[str, Tensor], progress: Progress, save: Callable[..., None]) -> None:
+        plain = {name: float(parallel.total(value)) for name, value in numbers.items()}
+        if not all(math.isfinite(value) for value in plain.values()):
+            raise SaeError(f"training broke down at step {self.step}: the loss is not a number; the last good "
+                           f"checkpoint is kept, so run again with a lower learning rate than {self.settings.lr:g}")
+        plain["dead"] = float((self.idle > self.settings.dead_steps).float().mean())
+        self.curve.append({"step": self.step} | {name: round(value, 5) for name, value in plain.items()})
+        with _saved_if_stopped(save):
+            progress(self.step, plain)
+        save()
+
+    def _step_that_fits(self) -> dict[str, Tensor]:
+        """One step; when memory runs out for the first time, with half the maps from then on."""
+        try:
+            return self._train_step()
+        except RuntimeError as error:
+            if not _out_of_memory(error) or self.batch < self.settings.batch or self.batch < 2:
+                raise
+            self.batch //= 2
+            log.warning("SAEmnesia: out of memory with %d maps a step; going on with %d", self.settings.batch,
+                        self.batch)
+        return self._train_step()
+
+    def _train_step(self) -> dict[str, Tensor]:
+        if self.step == 0:
+            self._centre()
+        seed = self.settings.seed * 1_000_003 + self.step
+        maps = self.window.batch(self.batch, seed, parallel.part()).to(self.device)
+        numbers = self._losses(maps)
+        self.optimizer.zero_grad()
+        sum(numbers.values()).backward()
+        parallel.sum_gradients(self.sae.parameters())
+        self._update()
+        self.step += 1
+        return numbers
+
+    def _losses(self, maps: Maps) -> dict[str, Tensor]:
+        weights, own = self.settings.weights, torch.tensor(self.latents, device=self.device)
+        if self.latents and self.settings.published:
+            kinds = sorted({subject.kind for subject in self.subjects})
+            numbered = torch.tensor([kinds.index(subject.kind) for subject in self.subjects], device=self.device)
+            return {"published": losses.as_published(self.sae, maps, own, numbered)}
+        x = maps.all_tokens()
+        coded = code(x, *self._parameters(), self.sae.config.k, self.settings.half)
+        numbers = {"fvu": losses.fvu(x, coded.x_hat),
+                   "auxk": weights.auxk * losses.auxk(self.sae, x, coded, self._dead(coded))}
+        if self.latents:
+            carry, silence = losses.carry_and_silence(self.sae, maps, own, weights)
+            numbers |= {"carry": weights.carry * carry, "silence": weights.silence * silence}
+        return numbers
+
+    def _parameters(self) -> tuple[Tensor, ...]:
+        sae = self.sae
+        return sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec
+
+    def _dead(self, coded) -> Tensor:
+        """bool [d_sae]: latents that no process saw fire for `dead_steps` steps."""
+        fired = torch.zeros(len(self.idle), device=self.device)
+        fired[coded.top_indices[coded.top_acts > 0]] = 1
+        self.idle = torch.where(parallel.total(fired) > 0, 0, self.idle + 1)
+        return self.idle > self.settings.dead_steps
+
+    def _update(self) -> None:
+        """One step of the optimiser; it keeps W_dec's rows at unit norm, and takes out the gradient along them."""
+        unit_rows = not (self.latents and self.settings.published)
+        grad, W_dec = self.sae.W_dec.grad, self.sae.W_dec.detach()
+        if unit_rows:
+            grad -= (grad * W_dec).sum(1, keepdim=True) * W_dec
+        nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr()
+        self.optimizer.step()
+        if unit_rows:
+            self.sae.normalise_decoder()
+
+    def _lr(self) -> float:
+        first = self.settings.unsupervised_steps if self.latents else 0
+        steps = self.settings.supervised_steps if self.latents else self.settings.unsupervised_steps
+        done = self.step - first
+        return self.settings.lr * min(1.0, (done + 1) / max(1, steps // 50)) * (1 - done / steps)
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.sae.parameters(), lr=self.settings.lr, eps=6.25e-10, fused=_can_fuse())
+
+    @torch.no_grad()
+    def _centre(self) -> None:
+        self.sae.b_dec.copy_(self.window.sample(256).all_tokens()[::7].float().median(0).values)
+
+    def _begin_supervised(self) -> None:
+        """Give each concept its latent, start its rows where least squares puts them, and start the optimiser anew."""
+        maps = self.window.sample(SCORED_MAPS)
+        scores = scoring.score_maps(self.sae, maps)
+        self.latents = scoring.assign(scores)
+        self.first_scores = scores.topk(2, dim=1).values.tolist()
+        if not self.settings.published:
+            initialise_concepts(self.sae, maps, self.latents, self.settings.weights)
+        self.optimizer = self._new_optimizer()
+
+    # --- checkpoints -----------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the whole state of the run, and of the maps where it is in their stream.
+
+        Raises SaeError when the disk is full.
+        """
+        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()} | {"idle": self.idle}
+        for name, parameter in self.sae.named_parameters():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if parameter in self.optimizer.state:
+                    tensors[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+        write_tensors(path, tensors, {METADATA_KEY: json.dumps(self._identity() | {
+            "step": self.step, "batch": self.batch, "latents": self.latents, "first_scores": self.first_scores,
+            "curve": self.curve, "window": self.window.length, "updates": self._updates()})})
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises SaeError for a damaged checkpoint, and for one of another model, other prompts or settings.
+        """
+        try:
+            with safe_open(path, framework="pt", device=str(self.device)) as file:
+                state = json.loads(file.metadata()[METADATA_KEY])
+                self._refuse_other(state, path)
+                self._restore(state, file)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, SaeError):
+                raise
+            raise SaeError(f"the checkpoint {path.name} in {path.parent} is damaged ({error}): delete it and train "
+                           f"from the start") from error
+
+    def _restore(self, state: dict[str, Any], file: Any) -> None:
+        self.step, self.batch, self.latents, self.first_scores, self.curve = (
+            state[name] for name in ("step", "batch", "latents", "first_scores", "curve"))
+        self.window.length = state["window"]
+        self.sae.load_state_dict({name: file.get_tensor(f"sae.{name}") for name in self.sae.state_dict()})
+        self.idle = file.get_tensor("idle")
+        self.optimizer = self._new_optimizer()
+        for name, parameter in self.sae.named_parameters() if state["updates"] else ():
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(state["updates"]))} | {
+                moment: file.get_tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
+
+    def _updates(self) -> int:
+        """How many steps the optimiser of this stage has made."""
+        return self.step - (self.settings.unsupervised_steps if self.latents else 0)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": asdict(self.sae.config), "settings": asdict(self.settings), "about": self.about,
+                "concepts": [asdict(subject) for subject in self.subjects]}
+
+    def _refuse_other(self, state: dict[str, Any], path: Path) -> None:
+        own = json.loads(json.dumps(self._identity()))
+        changed = [name for part in own for name in _differences(part, own[part], state[part])]
+        if changed:
+            raise SaeError(f"the checkpoint {path.name} is of another run ({', '.join(changed)} changed): choose "
+                           f"another name for this one, or delete the checkpoint to train from the start")
 
 
-def _optimizer(sae: Sae, settings: TrainSettings) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.Adam(sae.parameters(), lr=settings.lr, betas=(0.9, 0.999), eps=6.25e-10)
-    warmup = max(1, settings.steps // 50)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup) * (1 - step / settings.steps))
+def _differences(part: str, own: Any, other: Any) -> list[str]:
+    if own == other:
+        return []
+    if isinstance(own, dict) and isinstance(other, dict):
+        return sorted(key for key in {*own, *other} if own.get(key) != other.get(key))
+    return [part]
 
 
-def _step(sae: Sae, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
-          loss: Tensor) -> None:
-    """One step that keeps W_dec's rows at unit norm: the gradient along a row is taken out, then rows are rescaled."""
-    optimizer.zero_grad()
-    loss.backward()
-    with torch.no_grad():
-        along = (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True)
-        sae.W_dec.grad -= along * sae.W_dec
-    nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
-    sae.normalise_decoder()
+def _new_sae(config: SaeConfig, seed: int) -> Sae:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Sae(config)
 
 
-class DeadLatents:
-    """Counts steps since a latent last fired, and the AuxK loss that brings dead ones back."""
-
-    def __init__(self, sae: Sae, settings: TrainSettings) -> None:
-        self.idle = torch.zeros(sae.config.d_sae, dtype=torch.long)
-        self.settings = settings
-
-    def loss(self, sae: Sae, x: Tensor, x_hat: Tensor, pre_acts: Tensor, latents: Latents) -> Tensor:
-        """FVU of the residual x - x_hat rebuilt from the d_in / 2 strongest dead latents (Gao et al. 2024)."""
-        self.idle += 1
-        self.idle[latents.top_indices[latents.top_acts > 0]] = 0
-        dead = self.idle > self.settings.dead_steps
-        count = min(int(dead.sum()), sae.config.d_in // 2)
-        if count == 0:
-            return x.new_zeros(())
-        acts, indices = pre_acts.masked_fill(~dead, 0).topk(count, dim=-1, sorted=False)
-        residual = (x - x_hat).detach()
-        return (residual - (sae.decode(Latents(acts, indices)) - sae.b_dec)).pow(2).sum() / residual.pow(2).sum()
+def _can_fuse() -> bool:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
-def _reconstruction(sae: Sae, x: Tensor, pre_acts: Tensor, dead: DeadLatents) -> tuple[Tensor, Tensor]:
-    """(FVU + auxk, FVU) for tokens [n, d_in] with their pre-activations [n, d_sae]."""
-    latents = sae.top(pre_acts)
-    x_hat = sae.decode(latents)
-    unexplained = fvu(x, x_hat)
-    return unexplained + dead.settings.auxk * dead.loss(sae, x, x_hat, pre_acts, latents), unexplained
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def train_unsupervised(sae: Sae, maps: Maps, settings: TrainSettings, progress: Progress) -> None:
-    """Stage one; `sae` is trained in place. `progress(step, {"fvu": ..., "dead": ...})`."""
-    with torch.no_grad():
-        sae.b_dec.copy_(maps.tokens.flatten(0, 1)[::101].float().median(0).values)
-    optimizer, schedule = _optimizer(sae, settings)
-    dead = DeadLatents(sae, settings)
-    for step, batch in enumerate(batches(maps, settings)):
-        x = torch.cat([batch.tokens.flatten(0, 1), batch.without.flatten(0, 2)[::2]])
-        loss, unexplained = _reconstruction(sae, x, sae.pre_acts(x), dead)
-        _step(sae, optimizer, schedule, loss)
-        progress(step, {"fvu": unexplained.item(), "dead": float((dead.idle > settings.dead_steps).float().mean())})
+class _saved_if_stopped:
+    """Whatever interrupts the block is passed on after a save."""
+
+    def __init__(self, save: Callable[..., None]) -> None:
+        self.save = save
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:
+            self.save(now=True)
 
 
-def concept_losses(sae: Sae, batch: Maps, latents: Tensor, settings: TrainSettings) -> tuple[Tensor, Tensor]:
-    """(carry, silence) for a batch: see the module's docstring. latents [C] are the concepts' own."""
-    W_enc, bias, W_dec = sae.encoder.weight[latents], sae.encoder.bias[latents], sae.W_dec[latents]
-    def logits(x: Tensor) -> Tensor:
-        return nn.functional.linear(x - sae.b_dec, W_enc, bias)
-    here, away = logits(batch.tokens), logits(batch.without)                     # [n, N, C], [n, P, N, C]
-    n, parts = batch.unsaid.shape
-    z = here.relu().gather(2, batch.unsaid[:, None].expand(n, here.shape[1], parts)).permute(0, 2, 1)
-    difference = (1 + settings.push) * (batch.tokens[:, None] - batch.without)   # [n, P, N, d_in]
-    left = (difference - z[..., None] * W_dec[batch.unsaid][:, :, None]).pow(2).sum()
-    said = batch.labels[:, None].expand(-1, parts, -1).clone()
-    said.scatter_(2, batch.unsaid[..., None], False)
-    loud = [torch.relu(part + settings.margin).pow(2)[absent[..., None, :].expand(part.shape)].mean()
-            for part, absent in ((here, ~batch.labels), (away, ~said))]
-    return left / difference.pow(2).sum(), sum(loud)
+# --- where a concept's latent starts -------------------------------------------------------------------
 
 
 @torch.no_grad()
-def initialise_concepts(sae: Sae, maps: Maps, latents: list[int], settings: TrainSettings, ridge: float = 1e-2) -> None:
+def initialise_concepts(sae: Sae, maps: Maps, latents: list[int], weights: Weights, ridge: float = 1e-2) -> None:
     """Start each concept's latent where least squares puts it.
 
     W_dec[c] is the direction of the mean difference that the concept makes; W_enc[c] and its bias predict, from a token
-    alone, how far the token lies along that direction where the concept is present, and `-margin` where it is absent.
+    alone, how far the token lies along that direction where the concept is said, and `-margin` where it is not.
     """
-    n_concepts, d_in = maps.labels.shape[1], maps.tokens.shape[-1]
-    difference = torch.zeros(n_concepts, d_in)
-    for part in torch.arange(len(maps)).split(256):
-        batch = maps.pick(part)
-        change = (batch.tokens[:, None] - batch.without).mean(2)
-        difference.index_add_(0, batch.unsaid.flatten(), change.flatten(0, 1))
+    device, d_in = sae.b_dec.device, sae.config.d_in
+    parts = [maps.pick(index) for index in torch.arange(len(maps)).split(256)]
+    difference = torch.zeros(maps.labels.shape[1], d_in, device=device)
+    for part in (part.to(device) for part in parts):
+        difference.index_add_(0, part.unsaid, (part.tokens - part.without).mean(1))
     rows = nn.functional.normalize(difference, dim=1)
-    gram, target = torch.zeros(d_in + 1, d_in + 1), torch.zeros(d_in + 1, n_concepts)
-    for part in torch.arange(len(maps)).split(256):
-        x, y = _wanted_logits(maps.pick(part), rows, settings)
+    gram, target = torch.zeros(d_in + 1, d_in + 1, device=device), torch.zeros(d_in + 1, len(rows), device=device)
+    for part in (part.to(device) for part in parts):
+        x = _with_one(part)
         gram += x.T @ x
-        target += x.T @ y
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    solved = torch.linalg.solve(gram, target).T
-    own = torch.tensor(latents)
-    sae.W_dec[own], sae.encoder.weight[own] = rows, solved[:, :-1]
-    sae.encoder.bias[own] = solved[:, -1] + solved[:, :-1] @ sae.b_dec
+        target += x.T @ _wanted_logits(part, rows, weights)
+    for concept, latent in enumerate(latents):
+        known = gram - _unknown_gram(maps, concept, device)
+        known.diagonal().add_(ridge * known.diagonal().mean())
+        solved = torch.linalg.solve(known, target[:, concept])
+        sae.W_dec[latent], sae.encoder.weight[latent] = rows[concept], solved[:-1]
+        sae.encoder.bias[latent] = solved[-1] + solved[:-1] @ sae.b_dec
 
 
-def _wanted_logits(batch: Maps, rows: Tensor, settings: TrainSettings) -> tuple[Tensor, Tensor]:
-    """Tokens with a 1 appended [T, d_in + 1], and what each concept's logit should be for them [T, C]."""
-    n, N, d_in = batch.tokens.shape
-    here = torch.full((n, N, len(rows)), -settings.margin)
-    along = (1 + settings.push) * torch.einsum("npkd,npd->nkp", batch.tokens[:, None] - batch.without,
-                                               rows[batch.unsaid])
-    here.scatter_(2, batch.unsaid[:, None].expand(-1, N, -1), along)
-    x = torch.cat([batch.tokens, *batch.without.unbind(1)]).reshape(-1, d_in)
-    away = [here.scatter(2, batch.unsaid[:, p, None, None].expand(-1, N, 1), -settings.margin)
-            for p in range(batch.unsaid.shape[1])]
-    return torch.cat([x, torch.ones(len(x), 1)], 1), torch.cat([here, *away]).reshape(-1, len(rows))
+def _with_one(maps: Maps) -> Tensor:
+    """Every token with a 1 appended: [T, d_in + 1]."""
+    return nn.functional.pad(maps.all_tokens(), (0, 1), value=1.0)
 
 
-def train_supervised(sae: Sae, maps: Maps, latents: list[int], settings: TrainSettings, progress: Progress) -> None:
-    """Stage two; `latents` are the concepts' own, in the order of `maps.labels`' columns."""
-    own = torch.tensor(latents)
-    initialise_concepts(sae, maps, latents, settings)
-    optimizer, schedule = _optimizer(sae, settings)
-    dead = DeadLatents(sae, settings)
-    for step, batch in enumerate(batches(maps, settings)):
-        x = torch.cat([batch.tokens.flatten(0, 1), batch.without.flatten(0, 2)[::2]])
-        loss, unexplained = _reconstruction(sae, x, sae.pre_acts(x), dead)
-        carry, silence = concept_losses(sae, batch, own, settings)
-        _step(sae, optimizer, schedule, loss + settings.carry * carry + settings.silence * silence)
-        progress(step, {"fvu": unexplained.item(), "carry": carry.item(), "silence": silence.item()})
+def _wanted_logits(maps: Maps, rows: Tensor, weights: Weights) -> Tensor:
+    """What each concept's logit should be for every token [T, C]; 0 where it is said but not the one left out, because
+    what it contributes there was not measured."""
+    away = torch.full((*maps.tokens.shape[:2], len(rows)), -weights.margin, device=rows.device)
+    along = (1 + weights.push) * torch.einsum("nkd,nd->nk", maps.tokens - maps.without, rows[maps.unsaid])
+    here = away.scatter(2, maps.unsaid[:, None, None].expand(-1, away.shape[1], 1), along[..., None])
+    return torch.cat([part.masked_fill(maps.left()[:, None], 0) for part in (here, away)]).flatten(0, 1)
+
+
+def _unknown_gram(maps: Maps, concept: int, device: torch.device) -> Tensor:
+    """The part of the Gram matrix that maps contribute in which the concept's share is not known."""
+    x = [_with_one(maps.pick(index).to(device)) for index in maps.left()[:, concept].nonzero()[:, 0].split(256)]
+    return sum(part.T @ part for part in x) if x else torch.zeros(())

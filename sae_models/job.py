@@ -1,0 +1,88 @@
+"""From maps to a file: train, judge on pictures held out, write the SAE with its concepts and the report beside it.
+
+While it runs, `<file>.training` holds its whole state; the same job started again goes on from there.
+"""
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import parallel, report, scoring
+from .concepts import Concept
+from .formats import Header, write
+from .maps import MakeChunk, Maps, Window, joined
+from .prompts import Subject
+from .sae import SaeConfig
+from .storage import write_json, write_text
+from .training import SCORED_MAPS, Progress, Trainer, TrainSettings
+
+CHECKPOINT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides an SAE besides the maps. chunks: how many to train on; held_out: numbers of those to judge on;
+    memory: bytes of maps held at once; about: what the maps are made of, so that nothing else goes on with them."""
+    subjects: Sequence[Subject]
+    config: SaeConfig
+    settings: TrainSettings
+    hookpoint: str
+    base: str = ""
+    residual: bool = False
+    chunks: int = 24
+    held_out: Sequence[int] = (1_000_000,)
+    memory: int = 2 * 10**9
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_of(out: Path) -> Path:
+    return out.with_name(out.name + ".training")
+
+
+def train_to_file(job: Job, make: MakeChunk, out: Path, progress: Progress, device: torch.device | str = "cpu",
+                  checkpoint_seconds: float = CHECKPOINT_SECONDS) -> report.Report:
+    """Train, or go on training, and write `out`, `<out>.report.json` and `.report.svg`.
+
+    Raises SaeError for a checkpoint of another run, a loss that is not a number, and a full disk.
+    """
+    window = Window(make, job.chunks, job.memory, device)
+    trainer = Trainer(job.config, job.subjects, window, job.settings, device, job.about)
+    checkpoint = checkpoint_of(out)
+    if checkpoint.exists():
+        trainer.resume(checkpoint)
+    trainer.run(progress, _saver(trainer, checkpoint, checkpoint_seconds))
+    held_out = joined(list(window.made(job.held_out).values()))
+    result = _finish(job, trainer, held_out, out)
+    if parallel.world()[0] == 0:
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
+    last = time.monotonic()
+
+    def save(now: bool = False) -> None:
+        nonlocal last
+        if parallel.world()[0] == 0 and (now or time.monotonic() - last >= seconds):
+            trainer.save(path)
+            last = time.monotonic()
+    return save
+
+
+def _finish(job: Job, trainer: Trainer, held_out: Maps, out: Path) -> report.Report:
+    trainer.window.move(1.0)
+    statistics = scoring.measure(trainer.sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
+    concepts = tuple(Concept(subject.name, (latent,), subject.kind)
+                     for subject, latent in zip(job.subjects, trainer.latents, strict=True))
+    result = report.evaluate(trainer.sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
+    if parallel.world()[0] == 0:
+        summary = {"fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
+                   "steps": job.settings.steps, "seed": job.settings.seed} | job.about
+        header = Header(job.config, job.hookpoint, job.base, job.residual, concepts, summary)
+        write(out, trainer.sae, header, statistics)
+        write_json(out.with_name(out.stem + ".report.json"), result.as_json())
+        write_text(out.with_name(out.stem + ".report.svg"), report.as_svg(result))
+    return result

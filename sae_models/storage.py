@@ -1,0 +1,52 @@
+"""Files that are whole or not there: written under a temporary name, then renamed. A full disk is one sentence."""
+import errno
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import SaeError
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; an interrupted write leaves the old one.
+
+    Raises SaeError when the disk is full or the folder cannot be written to.
+    """
+    def save(part: Path) -> None:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
+    _replace(path, save)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON in the same way."""
+    write_text(path, json.dumps(data, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in the same way."""
+    _replace(path, lambda part: part.write_text(text, "utf-8"))
+
+
+def _replace(path: Path, save: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        _remove(part)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise SaeError(f"the disk is full: {path.name} could not be written to {path.parent}; free some space and "
+                           f"run again, what was finished before is kept") from error
+        raise SaeError(f"{path.name} could not be written to {path.parent} ({error})") from error
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):
+        part.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""The training command on stored activations: one process, several, and one that is killed."""
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import SUBJECTS, make_maps
+
+from sae_models.formats import read_header, read_sae
+from sae_models.maps import Shards
+
+ROOT = Path(__file__).resolve().parents[1]
+ONE = (sys.executable, "-m", "sae_models.command")
+TWO = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+       "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "sae_models.command")
+CHUNKS, HELD_OUT = 4, 1_000_000
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("activations")
+    shards = Shards(folder, make_maps, {
+        "subjects": [dataclasses.asdict(s) for s in SUBJECTS], "d_in": 24, "hookpoint": "up_blocks.1.attentions.1",
+        "base": "sd15", "residual": False, "chunks": CHUNKS, "held_out": [HELD_OUT], "made of": {"model": "toy"}})
+    for number in (*range(CHUNKS), HELD_OUT):
+        shards.make(number)
+    return folder
+
+
+def start(command: tuple[str, ...], activations: Path, out: Path, *options: str) -> subprocess.Popen:
+    given = ("--latents", "48", "--k", "6", "--batch", "16", "--lr", "0.003", "--unsupervised-steps", "60",
+             "--supervised-steps", "60", "--push", "0", *options)
+    return subprocess.Popen([*command, str(activations), "--out", str(out), *given], cwd=ROOT, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def run(*args) -> str:
+    process = start(*args)
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def alone(activations, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "sae.safetensors"
+    said = run(ONE, activations, out)
+    assert "cat" in said and "FVU" in said
+    return out
+
+
+def test_it_leaves_a_file_with_the_concepts_and_a_report(alone):
+    header = read_header(alone)
+    assert [concept.name for concept in header.concepts] == [subject.name for subject in SUBJECTS]
+    assert (header.base, header.hookpoint, header.training["model"]) == ("sd15", "up_blocks.1.attentions.1", "toy")
+    report = json.loads((alone.parent / "sae.report.json").read_text())
+    assert report["fvu"] < 0.5 and len(report["concepts"]) == len(SUBJECTS)
+    assert (alone.parent / "sae.report.svg").read_text().startswith("<svg")
+    assert sorted(path.name for path in alone.parent.iterdir()) == [
+        "sae.report.json", "sae.report.svg", "sae.safetensors"]
+
+
+def test_two_processes_learn_what_one_does(alone, activations, tmp_path):
+    out = tmp_path / "sae.safetensors"
+    run(TWO, activations, out, "--memory", "1")
+    one, two = read_sae(alone)[0], read_sae(out)[0]
+    assert [c.latents for c in read_header(alone).concepts] == [c.latents for c in read_header(out).concepts]
+    for name, value in one.state_dict().items():
+        assert torch.allclose(value, two.state_dict()[name], atol=2e-3), name
+    reports = [json.loads((path.parent / "sae.report.json").read_text()) for path in (alone, out)]
+    assert abs(reports[0]["fvu"] - reports[1]["fvu"]) < 0.002
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(alone, activations, tmp_path):
+    out = tmp_path / "sae.safetensors"
+    options = ("--checkpoint-seconds", "0")
+    process = start(ONE, activations, out, *options)
+    checkpoint = tmp_path / "sae.safetensors.training"
+    while not checkpoint.exists():
+        assert process.poll() is None and not time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    run(ONE, activations, out, *options)
+    for name, value in read_sae(alone)[0].state_dict().items():
+        assert torch.equal(value, read_sae(out)[0].state_dict()[name]), name
+    assert not checkpoint.exists()
+
+
+def test_a_mistake_is_one_sentence(tmp_path):
+    process = start(ONE, tmp_path / "nowhere", tmp_path / "sae.safetensors")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert said.startswith("error: there are no stored activations")
