@@ -13,7 +13,9 @@ else:
 
     class SaemnesiaExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
-            return [*load.NODES, *picker.NODES, *erase.NODES]
+            from .nodes import train
+
+            return [*load.NODES, *picker.NODES, *erase.NODES, *train.NODES]
 
     async def comfy_entrypoint() -> SaemnesiaExtension:
         from .nodes import routes  # noqa: F401  (registers itself with the server, which a command does not have)

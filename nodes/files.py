@@ -43,6 +43,19 @@ def path_of(name: str) -> Path:
     return Path(path)
 
 
+def new_path(name: str) -> Path:
+    """Where an SAE of that name is to be written: models/sae/NAME.safetensors.
+
+    Raises SaeError for a name that is none of a file.
+    """
+    plain = name.strip().removesuffix(".safetensors")
+    if not plain or any(c in plain for c in '/\\:*?"<>|') or plain.startswith("."):
+        raise SaeError(f"'{name}' is no file name: write a name without / \\ : * ? \" < > |")
+    folder = Path(folder_paths.models_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{plain}.safetensors"
+
+
 def load(name: str) -> LoadedSae:
     path = path_of(name)
     return LoadedSae(name, path, read_header(path))

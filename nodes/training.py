@@ -53,7 +53,7 @@ def width(model: ModelPatcher, block: str) -> int:
 def job(model: ModelPatcher, what: Lesson, config: SaeConfig, settings: TrainSettings, memory: int) -> Job:
     """The job of teaching a loaded model's SAE."""
     family = type(model.model.model_config).__name__.lower()
-    held_out = range(HELD_OUT, HELD_OUT + math.ceil(HELD_OUT_PICTURES / what.painting.batch))
+    held_out = range(HELD_OUT, HELD_OUT + math.ceil(min(what.pictures / 8, HELD_OUT_PICTURES) / what.painting.batch))
     return Job(what.subjects, config, settings, what.hookpoint, family, what.residual, what.chunks, tuple(held_out),
                memory, {"model": fingerprint(model), "pictures": what.pictures, "painting": asdict(what.painting),
                 "prompts": sorted({prompt.text for prompt in what.prompts})[:20]})

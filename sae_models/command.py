@@ -60,7 +60,7 @@ def progress_lines(steps: int) -> Progress:
         nonlocal first, last
         now = time.monotonic()
         first = step - 1 if first is None else first
-        if (now - last > 10 or step == steps) and parallel.world()[0] == 0:
+        if numbers and (now - last > 10 or step == steps) and parallel.world()[0] == 0:
             last = now
             left = (now - began) / (step - first) * (steps - step)
             text = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())

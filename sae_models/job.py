@@ -2,6 +2,7 @@
 
 While it runs, `<file>.training` holds its whole state; the same job started again goes on from there.
 """
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ import torch
 
 from . import parallel, report, scoring
 from .concepts import Concept
-from .formats import Header, write
+from .errors import SaeError
+from .formats import Header, read_header, write
 from .maps import MakeChunk, Maps, Window, joined
 from .prompts import Subject
 from .sae import SaeConfig
@@ -37,17 +39,42 @@ class Job:
     memory: int = 2 * 10**9
     about: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def digest(self) -> str:
+        """Another for another job."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
 
 def checkpoint_of(out: Path) -> Path:
     return out.with_name(out.name + ".training")
 
 
+def report_of(out: Path) -> Path:
+    return out.with_name(out.stem + ".report.json")
+
+
+def finished(job: Job, out: Path) -> bool:
+    """Whether `out` is already what this job makes.
+
+    Raises SaeError when it is something else, which training would overwrite.
+    """
+    if not out.exists():
+        return False
+    if (read_header(out).training or {}).get("job") == job.digest and report_of(out).exists():
+        return True
+    raise SaeError(f"{out.name} in {out.parent} is there already and was trained on something else: choose another "
+                   f"name, or delete it first")
+
+
 def train_to_file(job: Job, make: MakeChunk, out: Path, progress: Progress, device: torch.device | str = "cpu",
                   checkpoint_seconds: float = CHECKPOINT_SECONDS) -> report.Report:
-    """Train, or go on training, and write `out`, `<out>.report.json` and `.report.svg`.
+    """Train, or go on training, and write `out`, `<out>.report.json` and `.report.svg`; a finished job is only read.
 
-    Raises SaeError for a checkpoint of another run, a loss that is not a number, and a full disk.
+    Raises SaeError for an `out` that is something else, a checkpoint of another run, a loss that is not a number, and a
+    full disk.
     """
+    if finished(job, out):
+        return report.from_json(report_of(out))
     window = Window(make, job.chunks, job.memory, device)
     trainer = Trainer(job.config, job.subjects, window, job.settings, device, job.about)
     checkpoint = checkpoint_of(out)
@@ -66,7 +93,8 @@ def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
 
     def save(now: bool = False) -> None:
         nonlocal last
-        if parallel.world()[0] == 0 and (now or time.monotonic() - last >= seconds):
+        due = now or time.monotonic() - last >= seconds
+        if due and parallel.world()[0] == 0 and trainer.step and trainer.sound():
             trainer.save(path)
             last = time.monotonic()
     return save
@@ -79,10 +107,10 @@ def _finish(job: Job, trainer: Trainer, held_out: Maps, out: Path) -> report.Rep
                      for subject, latent in zip(job.subjects, trainer.latents, strict=True))
     result = report.evaluate(trainer.sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
     if parallel.world()[0] == 0:
-        summary = {"fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
+        summary = {"job": job.digest, "fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
                    "steps": job.settings.steps, "seed": job.settings.seed} | job.about
         header = Header(job.config, job.hookpoint, job.base, job.residual, concepts, summary)
-        write(out, trainer.sae, header, statistics)
-        write_json(out.with_name(out.stem + ".report.json"), result.as_json())
+        write_json(report_of(out), result.as_json())
         write_text(out.with_name(out.stem + ".report.svg"), report.as_svg(result))
+        write(out, trainer.sae, header, statistics)
     return result

@@ -4,9 +4,11 @@ it takes for its own; as text, JSON and a picture (SVG).
 A concept is centralised when its latent's score is high and the next latent's is low (SAEmnesia, arXiv 2509.21379,
 section 4.4: the score of the best latent, 0.0404 against 0.0166 before its training).
 """
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from . import scoring
 from .concepts import Concept, Statistics
+from .errors import SaeError
 from .maps import Maps
 from .sae import Sae, fvu
 
@@ -62,6 +65,19 @@ class Report:
             lines.append(f"{c.name:{width}}  {c.latent:6}  {c.score:.3f}  {c.runner_up:.3f}  {c.recall:6.0%}  "
                          f"{c.precision:9.0%}  {confused}")
         return "\n".join(lines)
+
+
+def from_json(path: Path) -> Report:
+    """The report that was written beside an SAE.
+
+    Raises SaeError when it is damaged.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return Report(data["fvu"], data["dead"], tuple(ConceptReport(**row) for row in data["concepts"]), data["curve"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SaeError(f"the report {path.name} in {path.parent} is damaged ({error}): delete it and the SAE beside "
+                       f"it, and train again") from error
 
 
 @torch.no_grad()

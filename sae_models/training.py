@@ -77,8 +77,9 @@ class Trainer:
     # --- the run ---------------------------------------------------------------------------------------
 
     def run(self, progress: Progress, save: Callable[..., None] = lambda now=False: None) -> None:
-        """Train to the end. `progress(step, {"fvu": ..., ...})` and `save()` are called every `REPORT_EVERY` steps;
-        what `progress` or the making of maps raises stops the run, after a last `save(now=True)`.
+        """Train to the end. `progress(step, {"fvu": ..., ...})` is called after every step, every `REPORT_EVERY` steps
+        with numbers and then followed by `save()`; what `progress` or the making of maps raises stops the run, after a
+        last `save(now=True)`.
 
         Raises SaeError when the loss is no longer a number.
         """
@@ -88,19 +89,26 @@ class Trainer:
                 if self.step == self.settings.unsupervised_steps and not self.latents:
                     self._begin_supervised()
             numbers = self._step_that_fits()
-            if self.step % REPORT_EVERY == 0 or self.step == self.settings.steps:
-                self._report(numbers, progress, save)
+            due = self.step % REPORT_EVERY == 0 or self.step == self.settings.steps
+            plain = self._noted(numbers) if due else {}
+            with _saved_if_stopped(save):
+                progress(self.step, plain)
+            if due:
+                save()
 
-    def _report(self, numbers: dict[str, Tensor], progress: Progress, save: Callable[..., None]) -> None:
+    def _noted(self, numbers: dict[str, Tensor]) -> dict[str, float]:
+        """This step's numbers, for all processes, added to the curve."""
         plain = {name: float(parallel.total(value)) for name, value in numbers.items()}
         if not all(math.isfinite(value) for value in plain.values()):
             raise SaeError(f"training broke down at step {self.step}: the loss is not a number; the last good "
                            f"checkpoint is kept, so run again with a lower learning rate than {self.settings.lr:g}")
         plain["dead"] = float((self.idle > self.settings.dead_steps).float().mean())
         self.curve.append({"step": self.step} | {name: round(value, 5) for name, value in plain.items()})
-        with _saved_if_stopped(save):
-            progress(self.step, plain)
-        save()
+        return plain
+
+    def sound(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.sae.parameters())
 
     def _step_that_fits(self) -> dict[str, Tensor]:
         """One step; when memory runs out for the first time, with half the maps from then on."""

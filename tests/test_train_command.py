@@ -34,8 +34,8 @@ def activations(tmp_path_factory) -> Path:
 
 
 def start(command: tuple[str, ...], activations: Path, out: Path, *options: str) -> subprocess.Popen:
-    given = ("--latents", "48", "--k", "6", "--batch", "16", "--lr", "0.003", "--unsupervised-steps", "60",
-             "--supervised-steps", "60", "--push", "0", *options)
+    given = ("--latents", "48", "--k", "6", "--batch", "16", "--lr", "0.003", "--unsupervised-steps", "100",
+             "--supervised-steps", "100", "--push", "0", *options)
     return subprocess.Popen([*command, str(activations), "--out", str(out), *given], cwd=ROOT, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -84,7 +84,6 @@ def test_a_killed_run_goes_on_from_its_checkpoint(alone, activations, tmp_path):
     checkpoint = tmp_path / "sae.safetensors.training"
     while not checkpoint.exists():
         assert process.poll() is None and not time.sleep(0.02)
-    time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()

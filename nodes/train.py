@@ -1,0 +1,160 @@
+"""*SAEmnesia Train*: an SAE on the user's own model, from a list of concepts."""
+import time
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import torch
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..sae_models.job import train_to_file
+from ..sae_models.sae import SaeConfig
+from ..sae_models.training import TrainSettings
+from . import chart, files, training
+from .collect import Painting
+from .patch import log
+
+GIGABYTE = 10**9
+
+
+class Preset(NamedTuple):
+    """What fits: pictures painted at once, maps a training step, d_sae as a multiple of the block's width, and
+    gigabytes of RAM for activations."""
+    at_once: int
+    batch: int
+    expansion: int
+    memory: float
+
+
+PRESETS = {
+    "6 GB": Preset(2, 8, 8, 1.0),
+    "8 GB": Preset(4, 16, 16, 2.0),
+    "12 GB": Preset(8, 16, 16, 3.0),
+    "24 GB or more": Preset(16, 32, 16, 6.0),
+    "CPU, small model": Preset(17, 32, 8, 2.0),
+}
+
+
+class Train(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAEmnesiaTrain", display_name="SAEmnesia Train", category="SAEmnesia",
+            description="Teach an SAE concepts of your own model: one neuron for each. It paints pictures with the "
+                        "model and learns from them. Stop it whenever you like: queued again, it goes on.",
+            is_output_node=True, hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to learn; only read, never changed."),
+                io.Clip.Input("clip", tooltip="The model's text encoder."),
+                io.String.Input("name", default="my concepts", tooltip="The file in models/sae, without .safetensors."),
+                io.String.Input("concepts", multiline=True, default="cat, dog", tooltip=(
+                    "What to learn, one a line or separated by commas. In full: cat (object) = a cat | an animal, "
+                    "which is the name, its kind, the words that say it, and the words in their place when it is "
+                    "left out.")),
+                io.String.Input("prompts", multiline=True, default="", tooltip=(
+                    "What is painted to learn from, one template a line: a photo of {object}; {object}, {style}; or {} "
+                    "for any concept. Empty: some simple ones.")),
+                io.Combo.Input("memory", options=list(PRESETS), default="8 GB", tooltip=(
+                    "How much memory your graphics card has. More lets it paint and learn faster.")),
+                io.Int.Input("pictures", default=600, min=1, max=1_000_000, tooltip=(
+                    "How many pictures are painted to learn from. More learns better and takes longer; some ten for "
+                    "each concept are the least.")),
+                io.Int.Input("training_steps", default=3500, min=2, max=10_000_000, tooltip=(
+                    "How long it learns from them. More learns better, up to a point.")),
+                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Width of a picture in pixels."),
+                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Height of a picture in pixels."),
+                io.Int.Input("steps", default=20, min=4, max=200, tooltip="Sampling steps of a picture."),
+                io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip=(
+                    "Guidance of a picture: what you use with this model.")),
+                io.String.Input("hookpoint", default="up_blocks.1.attentions.1", tooltip=(
+                    "The block to learn. The default is where SD 1.x decides what an object is; styles are one "
+                    "further, up_blocks.1.attentions.2.")),
+                io.Int.Input("k", default=32, min=1, max=1024, tooltip="How many neurons may fire for a place."),
+                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Another seed, other pictures."),
+                io.Boolean.Input("keep_activations", default=False, tooltip=(
+                    "Store what the model puts out in models/sae/<name>.activations, to learn from it again without "
+                    "painting. It takes gigabytes.")),
+            ],
+            outputs=[files.SaeType.Output("sae", display_name="SAE"), io.Image.Output("report_picture"),
+                     io.String.Output("report")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: Any) -> float:
+        """Changes when the file does, and always runs while there is none: a new NaN equals
+        nothing, while math.nan is itself."""
+        out = files.new_path(name)
+        return out.stat().st_mtime if out.exists() else float("nan")
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, name: str, concepts: str, prompts: str, memory: str, pictures: int,
+                training_steps: int, width: int, height: int, steps: int, cfg: float, hookpoint: str, k: int, seed: int,
+                keep_activations: bool) -> io.NodeOutput:
+        preset, out = PRESETS[memory], files.new_path(name)
+        painting = Painting(width, height, steps, cfg, batch=min(preset.at_once, pictures), seed=seed)
+        what = training.lesson(concepts, prompts, hookpoint, painting, pictures)
+        d_in = training.width(model, what.hookpoint)
+        first = max(1, training_steps * 3 // 7)
+        settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
+        config = SaeConfig(d_in, preset.expansion * d_in, k)
+        job = training.job(model, what, config, settings, int(preset.memory * GIGABYTE))
+        shown = Shown(job.chunks + len(job.held_out), painting.steps, settings.steps, cls.hidden.unique_id)
+        keep = out.with_name(out.stem + ".activations") if keep_activations else None
+        make = training.source(model, clip, what, job, keep, shown.painted)
+        comfy.model_management.free_memory(_needed(job.config), comfy.model_management.get_torch_device())
+        with torch.inference_mode(False), torch.enable_grad():
+            report = train_to_file(job, _inference(make), out, shown.trained, comfy.model_management.get_torch_device())
+        picture = np.asarray(chart.report_picture(report, settings.steps), dtype=np.float32) / 255
+        return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(),
+                             ui={"text": [report.as_text()]})
+
+
+def _needed(config: SaeConfig) -> int:
+    """Bytes of the SAE, its gradients and two moments, and a gigabyte for a step."""
+    return 2 * config.d_sae * config.d_in * 4 * 4 + GIGABYTE
+
+
+def _inference(make):
+    def chunk(number: int):
+        with torch.inference_mode():
+            return make(number)
+    return chunk
+
+
+class Shown:
+    """Progress of painting and training in the page: bar, curve and time left. A cancelled run is stopped here, within
+    a step: the host's progress bar raises too."""
+
+    def __init__(self, chunks: int, sampling_steps: int, steps: int, node: str | None) -> None:
+        self.painting, self.steps, self.node = chunks * sampling_steps, steps, node
+        self.bar = comfy.utils.ProgressBar(self.painting + steps, node_id=node)
+        self.curve: list[dict[str, float]] = []
+        self.ticks, self.step, self.began = 0, 0, time.monotonic()
+
+    def painted(self) -> None:
+        self.ticks += 1
+        self._update(None)
+
+    def trained(self, step: int, numbers: dict[str, float]) -> None:
+        if self.step == 0:
+            log.info("SAEmnesia: pictures painted, learning from them, step %d of %d", step, self.steps)
+        self.step = step
+        if numbers:
+            self.curve.append({"step": step} | numbers)
+            self._update(("JPEG", chart.curve_picture(self.curve, self.steps), None))
+        else:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def _update(self, preview: tuple | None) -> None:
+        done = min(self.ticks, self.painting) + self.step
+        left = (time.monotonic() - self.began) / max(done, 1) * (self.painting + self.steps - done)
+        if self.node and hasattr(PromptServer.instance, "send_progress_text"):
+            PromptServer.instance.send_progress_text(
+                f"painted {self.ticks}/{self.painting} steps, learned {self.step}/{self.steps}, "
+                f"about {left / 60:.0f} min left", self.node)
+        self.bar.update_absolute(done, preview=preview)
+
+
+NODES = [Train]
