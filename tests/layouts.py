@@ -46,7 +46,7 @@ def configuration(library: str) -> dict[str, Any]:
         "saelens": {"architecture": "topk", "d_in": 8, "d_sae": 12, "k": 4, "apply_b_dec_to_input": True,
                     "normalize_activations": "none", "metadata": {"sae_lens_version": "6.54.12", "hook_name": BLOCK}},
         "saelens-flat": {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4},
-                         "d_in": 8, "d_sae": 12, "hook_name": BLOCK, "apply_b_dec_to_input": True,
+                         "d_in": 8, "d_sae": 12, "dtype": "float32", "hook_name": BLOCK, "apply_b_dec_to_input": True,
                          "normalize_activations": "none", "finetuning_scaling_factor": False},
         "dictionary_learning": {"trainer": {"dict_class": "AutoEncoderTopK", "activation_dim": 8, "dict_size": 12,
                                             "k": 4, "submodule_name": BLOCK}, "buffer": {}},
