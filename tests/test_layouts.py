@@ -83,6 +83,7 @@ def test_relu_before_or_after_top_k_decodes_alike(a):
     ("sparsify", {"signed": True}, "signed = True"),
     ("sparsify", {"input_unit_norm": True}, "input_unit_norm = True"),
     ("sparsify", {"k": "many"}, "cfg.json in .* is damaged, or not of sparsify"),
+    ("sparsify", {"k": float("inf")}, "cfg.json in .* is damaged, or not of sparsify"),
     ("sparsify", {"k": 13}, r"cfg.json in .* does not fit .*k in 1..12"),
     ("saelens", {"architecture": "jumprelu"}, "architecture = 'jumprelu'"),
     ("saelens-flat", {"activation_fn_str": "relu"}, "architecture = 'standard'"),
@@ -158,8 +159,10 @@ def test_any_tensors_are_a_header_or_one_sentence(tmp_path, shapes, dtype):
 
 
 @ONE_FOLDER
-@given(sigmas=st.lists(st.floats(width=32), max_size=3), rows=st.integers(0, 4), columns=st.integers(0, 3))
-def test_statistics_that_do_not_fit_are_one_sentence(tmp_path, sigmas, rows, columns):
+@given(sigmas=st.lists(st.floats(width=32), max_size=3), rows=st.sampled_from([3, 3, 3, 0, 2]),
+       excess=st.sampled_from([0, 0, 0, 1]))
+def test_statistics_that_do_not_fit_are_one_sentence(tmp_path, sigmas, rows, excess):
+    columns = len(sigmas) + excess
     path, sae = tmp_path / "a.safetensors", random_sae()
     header = Header(sae.config, concepts=(Concept("cat", (3,)), Concept("noto style", (1, 6))))
     write(path, sae, header, Statistics(tuple(sigmas), torch.rand(rows, columns), torch.rand(rows, columns)))

@@ -1,7 +1,8 @@
 """Open SAE files: the header in milliseconds, a concept by its rows, or everything.
 
-A row costs one read of d_in numbers. Where a library stores a matrix turned, a row of ours is a column of the file: one
-page of disk for each of its d_in numbers, still without the rest of the matrix. See README for what that takes.
+A row is d_in numbers side by side. Where a library stores a matrix turned, it is a column of the file: only its numbers
+get into memory, but they lie a row apart, so the disk reads most of that matrix. For one latent of 20480 of width 1280
+(210 MB, fp32): 1 ms by row, 20 ms by column, 26 and 104 ms when the file was not in the system's cache.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
