@@ -6,8 +6,8 @@ concept c, step i and latent f, its mean activation mu_c,i[f] and the threshold 
 classes. `class_params.pth` holds {class: {percentile, multiplier}}: the percentile of scores above which latents are
 taken, a number of latents in disguise, and a strength of their own edit, which is only noted.
 
-Rows are step numbers there and noise levels here, so that any sampler finds its own. A latent fires above theta there if
-it is also among the k that a token keeps; here above theta is enough, which needs none of the other latents.
+Rows are step numbers there and noise levels here, so that any sampler finds its own. A latent fires above theta there
+if it is also among the k that a token keeps; here above theta is enough, which needs none of the other latents.
 """
 import math
 from dataclasses import replace
