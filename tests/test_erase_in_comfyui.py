@@ -1,4 +1,5 @@
 """Erasing in a real ComfyUI, through its HTTP API, on a small SD 1.5 model with random weights."""
+import shutil
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from host import node
 from safetensors.torch import load_file, save_file
 from small_model import NAME, write_controlnet, write_sae
 
+from sae_models import export, read_sae
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
@@ -245,6 +247,19 @@ def test_weights_that_are_not_numbers_are_refused(host, sae_file):
     save_file(tensors, path, metadata)
     with pytest.raises(HostError, match=r"nan.safetensors has weights that are not finite"):
         host.run(erase(graph(CAT), "cat", sae="nan.safetensors"))
+
+
+@pytest.mark.parametrize(("library", "name"), [("saelens", "sae_weights.safetensors"), ("sparsify", "sae.safetensors")])
+def test_a_folder_of_another_library_is_listed_and_erases_like_our_own_file(host, plain, sae_file, library, name):
+    own = sae_file("own.safetensors")
+    folder = SAES / f"from {library}"
+    try:
+        export.LIBRARIES[library](*read_sae(own), folder)
+        theirs = latents(host, erase(graph(CAT), "#3", sae=f"{folder.name}/{name}"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert torch.equal(theirs, latents(host, erase(graph(CAT), "#3", sae="own.safetensors")))
+    assert not torch.equal(theirs, plain)
 
 
 def test_a_missing_file_is_refused(host):

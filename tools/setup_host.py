@@ -2,9 +2,10 @@
 
     python3 tools/setup_host.py [--tests] [--with-browser]
 
-`--tests` adds pytest and the newest front end, `--with-browser` Debian's Chromium. Only the standard library
-is needed to start. Every finished step leaves a stamp inside the folder it made: a second run does nothing,
-and deleting a folder under `.host/` makes only the steps that filled it run again.
+`--tests` adds pytest, the newest front end, and SAELens and sparsify to compare with; `--with-browser` adds
+Debian's Chromium. Only the standard library is needed to start. Every finished step leaves a stamp inside the
+folder it made: a second run does nothing, and deleting a folder under `.host/` makes only the steps that filled it
+run again.
 
 PyPI's torch for Linux carries CUDA (some gigabytes). For the CPU build set TORCH_INDEX_URL to the index that
 the install page of pytorch.org shows for "CPU"; it is given to pip as `--index-url` for torch alone.
@@ -28,12 +29,14 @@ VENV = HOST / "venv"
 PYTHON = VENV / "bin" / "python"
 COMFY = HOST / "ComfyUI"
 NEWEST_FRONTEND = HOST / "frontend-newest"
+PEERS = HOST / "peers"
 LOGS = HOST / "logs"
 SETTINGS_FILE = COMFY / "user" / "default" / "comfy.settings.json"
 LINK = COMFY / "custom_nodes" / "comfyui-saemnesia"
 REQUIREMENTS = REPO / "tools" / "host-requirements.txt"
 REQUIREMENTS_NO_DEPS = REPO / "tools" / "host-requirements-no-deps.txt"
 TEST_REQUIREMENTS = REPO / "tools" / "test-requirements.txt"
+PEER_REQUIREMENTS = REPO / "tools" / "peer-requirements.txt"
 
 TORCH = "torch==2.13.0"
 FRONTEND = "comfyui-frontend-package==1.58.1"
@@ -220,6 +223,11 @@ def unpack_newest_frontend() -> None:
     pip("frontend", "install", "--no-deps", "--upgrade", "--target", NEWEST_FRONTEND, FRONTEND)
 
 
+def install_peers() -> None:
+    """A folder of its own, which only the process that runs SAELens and sparsify has on its path."""
+    pip("peers", "install", "--no-deps", "--upgrade", "--target", PEERS, "-r", PEER_REQUIREMENTS)
+
+
 FONT = "fonts-liberation"  # a bare machine has none, and pages without letters
 
 
@@ -257,6 +265,8 @@ TEST_STEPS = (
          VENV, TEST_REQUIREMENTS.read_text()),
     Step("frontend", f"{FRONTEND}, the newest front end (30 MB)", unpack_newest_frontend, ONLINE,
          NEWEST_FRONTEND, FRONTEND),
+    Step("peers", "SAELens and sparsify, to compare with (24 MB)", install_peers, ONLINE, PEERS,
+         PEER_REQUIREMENTS.read_text()),
 )
 BROWSER_STEPS = (
     Step("chromium", "Debian's Chromium, for the tests of the page (100 MB)", install_chromium,

@@ -1,0 +1,86 @@
+"""Open what is only published as a pickle, without letting it run anything.
+
+A pickle is a program that may call any function by its name. torch's own files are read weights-only. The papers'
+`.pkl` holds tensors as Python's pickle writes them, which is a call to rebuild a tensor and, inside it, a call to load
+its numbers: only these two names are known here, and both mean functions of this module.
+"""
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SaeError
+
+
+def load_torch(path: Path) -> Any:
+    """What torch saved, on the CPU, with nothing but tensors and plain values in it.
+
+    Raises SaeError for anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise SaeError(f"there is no file {path.name} in {path.parent}") from error
+    except Exception as error:  # a damaged file can fail anywhere in torch's reader
+        raise SaeError(f"{path.name} is damaged, or holds more than tensors, so it is not opened "
+                       f"({_first_line(error)})") from error
+
+
+def load_tensors(path: Path, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The tensors of a pickled {name: tensor}, each reduced as soon as it is read, so that one is held at a time.
+
+    Raises SaeError for a file that holds, or asks for, anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            found = _TensorsOnly(file, path.name, reduce).load()
+    except FileNotFoundError as error:
+        raise SaeError(f"there is no file {path.name} in {path.parent}") from error
+    except SaeError:
+        raise
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+        raise SaeError(f"{path.name} is damaged or no pickle of tensors ({_first_line(error)})") from error
+    if not isinstance(found, dict) or not found or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()):
+        raise SaeError(f"{path.name} is not what was expected, a dictionary of tensors by name")
+    return found
+
+
+class _TensorsOnly(pickle._Unpickler):
+    """Python's own unpickler written in Python: unlike the one in C it lets go of numbers that have been used.
+
+    What it hands out are bound methods, on which a pickle can set no attribute.
+    """
+
+    def __init__(self, file: io.BufferedReader, name: str, reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(file)
+        self.known = {("torch._utils", "_rebuild_tensor_v2"): self.rebuild,
+                      ("torch.storage", "_load_from_bytes"): self.numbers,
+                      ("collections", "OrderedDict"): self.no_hooks}
+        self.name, self.reduce = name, reduce
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) not in self.known:
+            raise SaeError(f"{self.name} asks to run {module}.{name}, which no file of tensors needs: it is not opened")
+        return self.known[module, name]
+
+    def numbers(self, data: bytes) -> torch.TypedStorage:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+    def rebuild(self, storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+        tensor = self.reduce(torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, None))
+        for place, value in self.memo.items():
+            if isinstance(value, bytes | tuple | torch.TypedStorage):
+                self.memo[place] = None
+        return tensor
+
+    def no_hooks(self) -> None:
+        """A tensor's backward hooks, which it has none of."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,35 @@
+"""What is known of an SAE before its weights are read, and the few rows of it that an edit needs."""
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..concepts import Concept, Statistics
+from ..sae import SaeConfig
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself without its big tensors being read.
+
+    base: family of the base model ("sd15", "sdxl", ...; "" = not said); hookpoint: diffusers name ("" = not said);
+    residual: encodes output minus input of the block; training: a summary to show.
+    """
+    config: SaeConfig
+    hookpoint: str = ""
+    base: str = ""
+    residual: bool = False
+    concepts: tuple[Concept, ...] = ()
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All that is needed to find and edit F latents: W_enc, W_dec [F, d_in], bias [F], and their statistics.
+
+    bias is b_enc - W_enc b_dec, so that a pre-activation is W_enc x + bias.
+    """
+    W_enc: Tensor
+    bias: Tensor
+    W_dec: Tensor
+    statistics: Statistics
