@@ -56,6 +56,12 @@ def new_path(name: str) -> Path:
     return folder / f"{plain}.safetensors"
 
 
+def changed(path: Path) -> float:
+    """What a node that writes `path` has for a fingerprint: another when the file changes, and always another while
+    there is none (a new NaN equals nothing, while math.nan is itself)."""
+    return path.stat().st_mtime if path.exists() else float("nan")
+
+
 def load(name: str) -> LoadedSae:
     path = path_of(name)
     return LoadedSae(name, path, read_header(path))

@@ -83,10 +83,7 @@ class Train(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **_: Any) -> float:
-        """Changes when the file does, and always runs while there is none: a new NaN equals
-        nothing, while math.nan is itself."""
-        out = files.new_path(name)
-        return out.stat().st_mtime if out.exists() else float("nan")
+        return files.changed(files.new_path(name))
 
     @classmethod
     def execute(cls, model: Any, clip: Any, name: str, concepts: str, prompts: str, memory: str, pictures: int,

@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..sae_models import hookpoint
 from ..sae_models.errors import SaeError
+from ..sae_models.formats import Header
 from ..sae_models.job import Job
 from ..sae_models.maps import Shards
 from ..sae_models.prompts import Prompt, Subject, default_templates, expand, parse_subjects
@@ -44,6 +45,38 @@ def lesson(concepts: str, templates: str, block: str, painting: Painting, pictur
     if pictures < painting.batch:
         raise SaeError(f"expected at least {painting.batch} pictures to learn from (one batch), got {pictures}")
     return Lesson(subjects, prompts, hookpoint.normalise(block), painting, pictures)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to find: a lesson whose first subjects are the wanted ones."""
+    wanted: Sequence[Subject]
+    lesson: Lesson
+
+
+def search(concepts: str, contrast: str, templates: str, header: Header, painting: Painting, pictures: int) -> Search:
+    """What to paint to find concepts and tell them from others; half of the pictures show a wanted one.
+
+    Raises SaeError as `lesson` does, and when there is nothing to tell them from.
+    """
+    wanted = parse_subjects(concepts)
+    names = {subject.name.casefold() for subject in wanted}
+    others = parse_subjects(contrast) if contrast.strip() else [
+        Subject(c.name, c.kind or "object", c.description or c.name) for c in header.concepts]
+    subjects = [*wanted, *(subject for subject in others if subject.name.casefold() not in names)]
+    if len(subjects) == len(wanted):
+        raise SaeError("there is nothing to tell the concept from: write some into 'contrast', above all what is like "
+                       "it, for example 'dog, bear' for a cat")
+    prompts = expand(templates if templates.strip() else default_templates(subjects), subjects)
+    return Search(wanted, Lesson(subjects, _halved(prompts, len(wanted)), header.hookpoint, painting, pictures,
+                                 header.residual))
+
+
+def _halved(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The prompts, with those that say one of the first `count` subjects repeated until they are half of all."""
+    own = [prompt for prompt in prompts if min(prompt.said) < count]
+    others = [prompt for prompt in prompts if min(prompt.said) >= count]
+    return [*others, *own * max(1, round(len(others) / len(own)))]
 
 
 def width(model: ModelPatcher, block: str) -> int:

@@ -2,6 +2,7 @@
 `cat, noto style:0.8` that people write to choose concepts.
 """
 import difflib
+import itertools
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -12,11 +13,15 @@ from torch import Tensor
 from .errors import SaeError
 
 SEPARATORS = ",\n"
+EDGE = 1e-4
+NEVER = 60_000.0
+"""A threshold nothing comes above; finite in fp16."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A name, its latents (rows of the SAE), and what it is: "object", "style" or ""."""
+    """A name, its latents (rows of the SAE), what it is ("object", "style" or ""), and the words that say it in a
+    prompt, where they are known."""
     name: str
     latents: tuple[int, ...]
     kind: str = ""
@@ -99,6 +104,21 @@ class Statistics:
 
     def select(self, rows: list[int]) -> "Statistics":
         return Statistics(self.sigmas, self.thresholds[rows], self.means[rows])
+
+    def joined(self, other: "Statistics") -> "Statistics":
+        """The rows of both, at every noise level that one of them has: the same at every sigma."""
+        sigmas = tuple(sorted({*self.sigmas, *other.sigmas}))
+        tables = (torch.cat([torch.stack([part.at(sigma, getattr(part, name)) for sigma in sigmas], 1)
+                             for part in (self, other)]) for name in ("thresholds", "means"))
+        return Statistics(sigmas, *tables)
+
+    def stepped(self) -> "Statistics":
+        """Constant around each noise level, changing halfway to the next (in log sigma)."""
+        middles = [math.sqrt(low * high) for low, high in itertools.pairwise(self.sigmas)]
+        below = [self.sigmas[0], *(middle * (1 + EDGE) for middle in middles)]
+        above = [*(middle * (1 - EDGE) for middle in middles), self.sigmas[-1] * (1 + EDGE)]
+        sigmas = tuple(edge for pair in zip(below, above, strict=True) for edge in pair)
+        return Statistics(sigmas, self.thresholds.repeat_interleave(2, 1), self.means.repeat_interleave(2, 1))
 
 
 def find(concepts: tuple[Concept, ...], name: str, d_sae: int, where: str) -> Concept:

@@ -103,7 +103,7 @@ def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
 def _finish(job: Job, trainer: Trainer, held_out: Maps, out: Path) -> report.Report:
     trainer.window.move(1.0)
     statistics = scoring.measure(trainer.sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
-    concepts = tuple(Concept(subject.name, (latent,), subject.kind)
+    concepts = tuple(Concept(subject.name, (latent,), subject.kind, subject.said)
                      for subject, latent in zip(job.subjects, trainer.latents, strict=True))
     result = report.evaluate(trainer.sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
     if parallel.world()[0] == 0:

@@ -20,17 +20,25 @@ def scores(means: Tensor, labels: Tensor, levels: Tensor) -> Tensor:
     means [n, d_sae]: mean activation over the tokens of map n, zeros included; labels bool [n, C]; levels int [n]: the
     noise level of each map. A level at which a concept is always or never present tells nothing and is left out.
     """
-    total = torch.zeros(labels.shape[1], means.shape[1])
-    counted = torch.zeros(labels.shape[1], 1)
+    total, counted = torch.zeros(labels.shape[1], means.shape[1]), torch.zeros(labels.shape[1], 1)
     for level in levels.unique():
-        here = levels == level
-        present, mean = labels[here].float(), means[here]
-        n_in, n_out = present.sum(0)[:, None], (1 - present).sum(0)[:, None]
-        known = (n_in > 0) & (n_out > 0)
-        inside, outside = present.T @ mean / n_in.clamp_min(1), (1 - present).T @ mean / n_out.clamp_min(1)
-        total += known * (_share(inside) - _share(outside))
+        score, known = level_scores(means[levels == level], labels[levels == level])
+        total += score
         counted += known
     return total / counted.clamp_min(1)
+
+
+def level_scores(means: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`scores` of one noise level [C, d_sae], and which concepts they are known for: bool [C, 1]; 0 for the others."""
+    inside, outside = concept_means(means, labels), concept_means(means, ~labels)
+    known = (labels.any(0) & (~labels).any(0))[:, None]
+    return known * (_share(inside) - _share(outside)), known
+
+
+def concept_means(means: Tensor, labels: Tensor) -> Tensor:
+    """mu of every concept: [n, d_sae] and bool [n, C] -> [C, d_sae], 0 where it is never said."""
+    said = labels.float()
+    return said.T @ means / said.sum(0)[:, None].clamp_min(1)
 
 
 def _share(mu: Tensor) -> Tensor:

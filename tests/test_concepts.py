@@ -60,3 +60,20 @@ def test_statistics_are_linear_in_log_sigma_and_constant_beyond_the_ends():
     statistics = Statistics((0.1, 10.0), torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
     at = [float(statistics.at(sigma, statistics.thresholds)) for sigma in (0.01, 0.1, 1.0, 10.0, math.inf)]
     assert at == pytest.approx([1, 1, 2, 3, 3])
+
+
+TWO_LEVELS = Statistics((0.1, 10.0), torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5, 1.0, 3.0, 10.0, 50.0])
+def test_joined_statistics_are_those_of_each(sigma):
+    other = Statistics((0.5, 3.0, 20.0), torch.tensor([[5.0, 1.0, 2.0]]), torch.tensor([[1.0, 1.0, 0.0]]))
+    joined = TWO_LEVELS.joined(other)
+    both = [float(part.at(sigma, part.thresholds)) for part in (TWO_LEVELS, other)]
+    assert joined.at(sigma, joined.thresholds).tolist() == pytest.approx(both)
+
+
+def test_stepped_statistics_are_constant_around_each_level():
+    stepped = TWO_LEVELS.stepped()
+    at = [float(stepped.at(sigma, stepped.thresholds)) for sigma in (0.01, 0.1, 0.99, 1.01, 10.0, math.inf)]
+    assert at == pytest.approx([1, 1, 1, 3, 3, 3])

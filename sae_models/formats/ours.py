@@ -5,19 +5,18 @@ sparsify's tensors (`encoder.weight`, `encoder.bias`, `W_dec`, `b_dec`), the con
 the metadata key `saemnesia`.
 """
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ..concepts import Concept, Statistics
 from ..errors import SaeError
 from ..hookpoint import normalise
 from ..sae import Sae, SaeConfig
+from ..storage import write_tensors
 from .header import Header
 
 FORMAT_VERSION = 1
@@ -27,20 +26,18 @@ STATISTICS = ("concept_sigmas", "concept_thresholds", "concept_means")
 
 def write(path: str | Path, sae: Sae, header: Header, statistics: Statistics,
           dtype: torch.dtype = torch.float32) -> None:
-    """Write our format under a temporary name, then rename it: an interrupted write leaves the old file.
+    """Write our format; an interrupted write leaves the old file.
 
-    Raises SaeError when the header is not of this SAE.
+    Raises SaeError when the header is not of this SAE, and when the disk is full.
     """
     path = Path(path)
     if header.config != sae.config:
         raise SaeError(f"expected a header for {sae.config}, got {header.config}")
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in sae.state_dict().items()}
+    tensors = {name: value.detach().to("cpu", dtype) for name, value in sae.state_dict().items()}
     if header.concepts:
         tables = (torch.tensor(statistics.sigmas), statistics.thresholds, statistics.means)
         tensors |= dict(zip(STATISTICS, tables, strict=True))
-    part = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part, {METADATA_KEY: _describe(header)})
-    os.replace(part, path)
+    write_tensors(path, tensors, {METADATA_KEY: _describe(header)})
 
 
 def _describe(header: Header) -> str:

@@ -1,0 +1,43 @@
+"""*SAEmnesia Export Concept*: some concepts of an SAE as a file of kilobytes, to keep or to share."""
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..sae_models import concepts as names
+from ..sae_models import table
+from . import files
+
+
+class ExportConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SAEmnesiaExportConcept", display_name="SAEmnesia Export Concept", category="SAEmnesia",
+            description="Write some concepts of an SAE to a concept file of a few kilobytes, which is loaded and used "
+                        "like any SAE.",
+            is_output_node=True,
+            inputs=[
+                files.SaeType.Input("sae", tooltip="The SAE that has the concepts."),
+                io.String.Input("name", default="my concepts", tooltip=(
+                    "The concept file in models/sae. If it is there, the concepts are added to it.")),
+                io.String.Input("concepts", multiline=True, default="", tooltip=(
+                    "Which concepts, for example: cat, dog. #123 is neuron 123 of an SAE without names.")),
+            ],
+            outputs=[files.SaeType.Output("concept_file", display_name="SAE")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: Any) -> float:
+        return files.changed(files.new_path(name))
+
+    @classmethod
+    def execute(cls, sae: files.LoadedSae, name: str, concepts: str) -> io.NodeOutput:
+        header, out = sae.header, files.new_path(name)
+        chosen = [names.find(header.concepts, choice.name, header.config.d_sae, sae.name)
+                  for choice in names.parse(concepts)]
+        table.add(out, header, table.read_table(sae.path, header, chosen))
+        text = f"{out.name}: {out.stat().st_size / 1000:.0f} kB, {', '.join(c.name for c in chosen)}"
+        return io.NodeOutput(files.load(out.name), ui={"text": [text]})
+
+
+NODES = [ExportConcept]
