@@ -48,7 +48,7 @@ def train() -> None:
     work = training.job(model, what, command.config_of(given, training.width(model, what.hookpoint)),
                         command.settings_of(given), int(given.memory * command.GIGABYTE))
     make = training.source(model, clip, what, work, given.keep, lambda: None)
-    command.run(work, said(make, work.chunks + len(work.held_out)), given)
+    command.run(work, said(make, work.origin.chunks + len(work.origin.held_out)), given)
 
 
 def said(make, chunks: int):

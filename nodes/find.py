@@ -12,6 +12,7 @@ from ..sae_models.losses import Weights
 from ..sae_models.maps import Maps, joined
 from . import files, patch, training
 from .collect import Collector, Painting
+from .inputs import painting_inputs
 from .patch import log
 
 OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best neurons at each noise level"
@@ -51,12 +52,9 @@ class FindConcept(io.ComfyNode):
                     "How many pictures are painted; half of them show the concept. More are surer.")),
                 io.Int.Input("at_once", default=4, min=1, max=64, tooltip=(
                     "Pictures painted at once: as many as your memory allows.")),
-                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Width of a picture in pixels."),
-                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Height of a picture in pixels."),
-                io.Int.Input("steps", default=12, min=4, max=200, tooltip="Sampling steps of a picture."),
-                io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip=(
-                    "Guidance of a picture: what you use with this model.")),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Another seed, other pictures."),
+                *painting_inputs(steps=12),
+                io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
+                    "Another seed, other pictures.")),
             ],
             outputs=[files.SaeType.Output("concept_file", display_name="SAE"), io.String.Output("report")],
         )

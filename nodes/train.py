@@ -14,6 +14,7 @@ from ..sae_models.sae import SaeConfig
 from ..sae_models.training import TrainSettings
 from . import chart, files, training
 from .collect import Painting
+from .inputs import painting_inputs
 from .patch import log
 
 GIGABYTE = 10**9
@@ -63,16 +64,13 @@ class Train(io.ComfyNode):
                     "each concept are the least.")),
                 io.Int.Input("training_steps", default=3500, min=2, max=10_000_000, tooltip=(
                     "How long it learns from them. More learns better, up to a point.")),
-                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Width of a picture in pixels."),
-                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Height of a picture in pixels."),
-                io.Int.Input("steps", default=20, min=4, max=200, tooltip="Sampling steps of a picture."),
-                io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip=(
-                    "Guidance of a picture: what you use with this model.")),
+                *painting_inputs(steps=20),
                 io.String.Input("hookpoint", default="up_blocks.1.attentions.1", tooltip=(
                     "The block to learn. The default is where SD 1.x decides what an object is; styles are one "
                     "further, up_blocks.1.attentions.2.")),
                 io.Int.Input("k", default=32, min=1, max=1024, tooltip="How many neurons may fire for a place."),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Another seed, other pictures."),
+                io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
+                    "Another seed, other pictures.")),
                 io.Boolean.Input("keep_activations", default=False, tooltip=(
                     "Store what the model puts out in models/sae/<name>.activations, to learn from it again without "
                     "painting. It takes gigabytes.")),
@@ -97,7 +95,8 @@ class Train(io.ComfyNode):
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
         config = SaeConfig(d_in, preset.expansion * d_in, k)
         job = training.job(model, what, config, settings, int(preset.memory * GIGABYTE))
-        shown = Shown(job.chunks + len(job.held_out), painting.steps, settings.steps, cls.hidden.unique_id)
+        chunks = job.origin.chunks + len(job.origin.held_out)
+        shown = Shown(chunks, painting.steps, settings.steps, cls.hidden.unique_id)
         keep = out.with_name(out.stem + ".activations") if keep_activations else None
         make = training.source(model, clip, what, job, keep, shown.painted)
         comfy.model_management.free_memory(_needed(job.config), comfy.model_management.get_torch_device())

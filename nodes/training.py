@@ -12,6 +12,7 @@ from ..sae_models.errors import SaeError
 from ..sae_models.formats import Header
 from ..sae_models.job import Job
 from ..sae_models.maps import Shards
+from ..sae_models.origin import Origin
 from ..sae_models.prompts import Prompt, Subject, default_templates, expand, parse_subjects
 from ..sae_models.sae import SaeConfig
 from ..sae_models.training import TrainSettings
@@ -87,9 +88,11 @@ def job(model: ModelPatcher, what: Lesson, config: SaeConfig, settings: TrainSet
     """The job of teaching a loaded model's SAE."""
     family = type(model.model.model_config).__name__.lower()
     held_out = range(HELD_OUT, HELD_OUT + math.ceil(min(what.pictures / 8, HELD_OUT_PICTURES) / what.painting.batch))
-    return Job(what.subjects, config, settings, what.hookpoint, family, what.residual, what.chunks, tuple(held_out),
-               memory, {"model": fingerprint(model), "pictures": what.pictures, "painting": asdict(what.painting),
-                "prompts": sorted({prompt.text for prompt in what.prompts})[:20]})
+    about = {"model": fingerprint(model), "pictures": what.pictures, "painting": asdict(what.painting),
+             "prompts": sorted({prompt.text for prompt in what.prompts})[:20]}
+    origin = Origin(what.subjects, config.d_in, what.hookpoint, family, what.residual, what.chunks, tuple(held_out),
+                    about)
+    return Job(origin, config, settings, memory)
 
 
 def source(model: ModelPatcher, clip: Any, what: Lesson, work: Job, keep: Path | None,
@@ -99,9 +102,4 @@ def source(model: ModelPatcher, clip: Any, what: Lesson, work: Job, keep: Path |
                           tick)
     if keep is None:
         return collector.chunk
-    about = {"subjects": [asdict(subject) for subject in what.subjects], "d_in": work.config.d_in,
-             "hookpoint": work.hookpoint, "base": work.base, "residual": work.residual, "chunks": work.chunks,
-             "held_out": list(work.held_out), "made of": work.about}
-    return Shards(keep, collector.chunk, about).make
-
-
+    return Shards(keep, collector.chunk, work.origin.as_json()).make

@@ -16,7 +16,7 @@ from .errors import SaeError
 from .job import CHECKPOINT_SECONDS, Job, train_to_file
 from .losses import Weights
 from .maps import MakeChunk, Shards
-from .prompts import Subject
+from .origin import of_stored
 from .report import Report
 from .sae import SaeConfig
 from .training import Progress, TrainSettings
@@ -86,14 +86,8 @@ def train_stored(arguments: Sequence[str] | None = None) -> None:
     add_options(parser)
     options = parser.parse_args(arguments)
     shards = Shards(options.activations)
-    try:
-        about = shards.about
-        job = Job([Subject(**subject) for subject in about["subjects"]], config_of(options, about["d_in"]),
-                  settings_of(options), about["hookpoint"], about["base"], about["residual"], about["chunks"],
-                  about["held_out"], int(options.memory * GIGABYTE), about["made of"])
-    except (KeyError, TypeError) as error:
-        raise SaeError(f"{options.activations / 'index.json'} is damaged: it lacks {error}; "
-                       f"collect again into an empty folder") from error
+    origin = of_stored(shards, options.activations)
+    job = Job(origin, config_of(options, origin.d_in), settings_of(options), int(options.memory * GIGABYTE))
     run(job, shards.make, options)
 
 

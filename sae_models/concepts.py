@@ -5,6 +5,7 @@ import difflib
 import itertools
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,11 +51,16 @@ def parse(text: str) -> list[Choice]:
     choices = [_parse_item(item) for item in items if item]
     if not choices:
         raise SaeError("no concept is chosen: tick one, or write for example 'cat' or 'cat:0.8, dog'")
-    names = [choice.name.casefold() for choice in choices]
-    twice = next((choice.name for choice in choices if names.count(choice.name.casefold()) > 1), None)
+    refuse_twice([choice.name for choice in choices])
+    return choices
+
+
+def refuse_twice(names: Sequence[str]) -> None:
+    """Raise SaeError when a concept is listed twice, in whatever case."""
+    folded = [name.casefold() for name in names]
+    twice = next((name for name in names if folded.count(name.casefold()) > 1), None)
     if twice:
         raise SaeError(f"concept '{twice}' is listed twice: keep one of them")
-    return choices
 
 
 def _parse_item(item: str) -> Choice:

@@ -4,10 +4,9 @@ While it runs, `<file>.training` holds its whole state; the same job started aga
 """
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from .concepts import Concept
 from .errors import SaeError
 from .formats import Header, read_header, write
 from .maps import MakeChunk, Maps, Window, joined
-from .prompts import Subject
+from .origin import Origin
 from .sae import SaeConfig
 from .storage import write_json, write_text
 from .training import SCORED_MAPS, Progress, Trainer, TrainSettings
@@ -26,18 +25,11 @@ CHECKPOINT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides an SAE besides the maps. chunks: how many to train on; held_out: numbers of those to judge on;
-    memory: bytes of maps held at once; about: what the maps are made of, so that nothing else goes on with them."""
-    subjects: Sequence[Subject]
+    """All that decides an SAE. memory: bytes of maps held at once."""
+    origin: Origin
     config: SaeConfig
     settings: TrainSettings
-    hookpoint: str
-    base: str = ""
-    residual: bool = False
-    chunks: int = 24
-    held_out: Sequence[int] = (1_000_000,)
     memory: int = 2 * 10**9
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -75,13 +67,13 @@ def train_to_file(job: Job, make: MakeChunk, out: Path, progress: Progress, devi
     """
     if finished(job, out):
         return report.from_json(report_of(out))
-    window = Window(make, job.chunks, job.memory, device)
-    trainer = Trainer(job.config, job.subjects, window, job.settings, device, job.about)
+    window = Window(make, job.origin.chunks, job.memory, device)
+    trainer = Trainer(job.config, job.origin.subjects, window, job.settings, device, job.origin.about)
     checkpoint = checkpoint_of(out)
     if checkpoint.exists():
         trainer.resume(checkpoint)
     trainer.run(progress, _saver(trainer, checkpoint, checkpoint_seconds))
-    held_out = joined(list(window.made(job.held_out).values()))
+    held_out = joined(list(window.made(job.origin.held_out).values()))
     result = _finish(job, trainer, held_out, out)
     if parallel.world()[0] == 0:
         checkpoint.unlink(missing_ok=True)
@@ -101,15 +93,16 @@ def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
 
 
 def _finish(job: Job, trainer: Trainer, held_out: Maps, out: Path) -> report.Report:
+    origin = job.origin
     trainer.window.move(1.0)
     statistics = scoring.measure(trainer.sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
     concepts = tuple(Concept(subject.name, (latent,), subject.kind, subject.said)
-                     for subject, latent in zip(job.subjects, trainer.latents, strict=True))
+                     for subject, latent in zip(origin.subjects, trainer.latents, strict=True))
     result = report.evaluate(trainer.sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
     if parallel.world()[0] == 0:
         summary = {"job": job.digest, "fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
-                   "steps": job.settings.steps, "seed": job.settings.seed} | job.about
-        header = Header(job.config, job.hookpoint, job.base, job.residual, concepts, summary)
+                   "steps": job.settings.steps, "seed": job.settings.seed} | origin.about
+        header = Header(job.config, origin.hookpoint, origin.base, origin.residual, concepts, summary)
         write_json(report_of(out), result.as_json())
         write_text(out.with_name(out.stem + ".report.svg"), report.as_svg(result))
         write(out, trainer.sae, header, statistics)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .concepts import Concept
+from .concepts import Concept, refuse_twice
 from .errors import SaeError
 
 SLOT = r"\{(\w*)\}"
@@ -54,10 +54,7 @@ def parse_subjects(text: str) -> list[Subject]:
     subjects = [_subject(item.strip()) for item in items if item.strip()]
     if not subjects:
         raise SaeError("no concept to train: write one a line, for example 'cat' or 'cat = a cat | an animal'")
-    names = [subject.name.casefold() for subject in subjects]
-    twice = next((subject.name for subject in subjects if names.count(subject.name.casefold()) > 1), None)
-    if twice:
-        raise SaeError(f"concept '{twice}' is listed twice: keep one of them")
+    refuse_twice([subject.name for subject in subjects])
     return subjects
 
 

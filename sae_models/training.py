@@ -35,9 +35,9 @@ log = logging.getLogger("saemnesia")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Steps of the two stages; batch: maps a step; lr: peak, linear to 0 in each stage; dead_steps: a latent is dead
-    after so many steps without firing; published: stage two as SAEmnesia's authors do it, to compare with; half: choose
-    latents in bfloat16 (their activations stay fp32)."""
+    """Steps of the two stages (without the second, a concept only names its best latent); batch: maps a step; lr: peak,
+    linear to 0 in each stage; dead_steps: a latent is dead after so many steps without firing; published: stage two as
+    SAEmnesia's authors do it, to compare with; half: choose latents in bfloat16 (their activations stay fp32)."""
     unsupervised_steps: int = 1500
     supervised_steps: int = 2000
     batch: int = 64
@@ -49,9 +49,9 @@ class TrainSettings:
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
-        for name in ("unsupervised_steps", "supervised_steps", "batch"):
-            if getattr(self, name) < 1:
-                raise SaeError(f"expected {name} >= 1, got {getattr(self, name)}")
+        for name, least in (("unsupervised_steps", 1), ("supervised_steps", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise SaeError(f"expected {name} >= {least}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise SaeError(f"expected lr > 0, got {self.lr}")
 
@@ -96,6 +96,8 @@ class Trainer:
                 progress(self.step, plain)
             if due:
                 save()
+        if not self.latents:
+            self._choose_latents(self.window.sample(SCORED_MAPS))
 
     def _noted(self, numbers: dict[str, Tensor]) -> dict[str, float]:
         """This step's numbers, for all processes, added to the curve."""
@@ -188,12 +190,16 @@ class Trainer:
     def _centre(self) -> None:
         self.sae.b_dec.copy_(self.window.sample(256).all_tokens()[::7].float().median(0).values)
 
-    def _begin_supervised(self) -> None:
-        """Give each concept its latent, start its rows where least squares puts them, and start the optimiser anew."""
-        maps = self.window.sample(SCORED_MAPS)
+    def _choose_latents(self, maps: Maps) -> None:
+        """Give each concept its latent."""
         scores = scoring.score_maps(self.sae, maps)
         self.latents = scoring.assign(scores)
         self.first_scores = scores.topk(2, dim=1).values.tolist()
+
+    def _begin_supervised(self) -> None:
+        """Choose the concepts' latents, start their rows where least squares puts them, and the optimiser anew."""
+        maps = self.window.sample(SCORED_MAPS)
+        self._choose_latents(maps)
         if not self.settings.published:
             initialise_concepts(self.sae, maps, self.latents, self.settings.weights)
         self.optimizer = self._new_optimizer()

@@ -1,9 +1,11 @@
 """What every test may ask for: a running ComfyUI with this repository linked into it."""
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import small_model
+from playwright.sync_api import Browser, sync_playwright
 
 from tools.comfy_host import COMFY, ComfyHost
 
@@ -21,3 +23,11 @@ def host() -> Iterator[ComfyHost]:
     small_model.write_sae(COMFY / "models" / "sae" / small_model.NAME)
     with ComfyHost() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,5 +1,4 @@
 """The training command on stored activations: one process, several, and one that is killed."""
-import dataclasses
 import json
 import os
 import signal
@@ -12,8 +11,9 @@ import pytest
 import torch
 from test_training import SUBJECTS, make_maps
 
-from sae_models.formats import read_header, read_sae
+from sae_models.formats import read_header, read_rows, read_sae
 from sae_models.maps import Shards
+from sae_models.origin import Origin
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = (sys.executable, "-m", "sae_models.command")
@@ -25,9 +25,8 @@ CHUNKS, HELD_OUT = 4, 1_000_000
 @pytest.fixture(scope="module")
 def activations(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("activations")
-    shards = Shards(folder, make_maps, {
-        "subjects": [dataclasses.asdict(s) for s in SUBJECTS], "d_in": 24, "hookpoint": "up_blocks.1.attentions.1",
-        "base": "sd15", "residual": False, "chunks": CHUNKS, "held_out": [HELD_OUT], "made of": {"model": "toy"}})
+    origin = Origin(SUBJECTS, 24, "up_blocks.1.attentions.1", "sd15", False, CHUNKS, [HELD_OUT], {"model": "toy"})
+    shards = Shards(folder, make_maps, origin.as_json())
     for number in (*range(CHUNKS), HELD_OUT):
         shards.make(number)
     return folder
@@ -98,3 +97,17 @@ def test_a_mistake_is_one_sentence(tmp_path):
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "Traceback" not in said
     assert said.startswith("error: there are no stored activations")
+
+
+def test_without_a_second_stage_concepts_are_found_in_the_sae_by_score(activations, tmp_path):
+    sae, concepts = tmp_path / "plain.safetensors", tmp_path / "top3.safetensors"
+    run(ONE, activations, sae, "--supervised-steps", "0")
+    assert [concept.name for concept in read_header(sae).concepts] == [subject.name for subject in SUBJECTS]
+    subprocess.run([sys.executable, "-m", "sae_models.find", sae, activations, "--out", concepts, "--neurons", "3"],
+                   cwd=ROOT, check=True)
+    header = read_header(concepts)
+    assert [(c.name, len(c.latents)) for c in header.concepts] == [(subject.name, 3) for subject in SUBJECTS]
+    assert header.hookpoint == "up_blocks.1.attentions.1"
+    rows = read_rows(concepts, header, list(header.concepts))
+    plain = read_sae(sae)[0]
+    assert all(plain.W_dec.eq(row).all(1).any() for row in rows.W_dec)
