@@ -5,7 +5,7 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: help setup test demo demo-ui bench-minicanvas bench-overhead checkpoint
+.PHONY: help setup test demo demo-ui bench-minicanvas bench-methods bench-overhead checkpoint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -30,6 +30,9 @@ demo-ui: setup checkpoint ## the same in ComfyUI's page, on http://127.0.0.1:818
 
 bench-minicanvas: setup checkpoint ## how well concepts are erased, and what else changes
 	$(HOST_PYTHON) -m benchmarks.minicanvas.bench $(ARGS)
+
+bench-methods: setup checkpoint ## our training and selection against the papers', three seeds each (hours on a CPU)
+	$(HOST_PYTHON) -m benchmarks.minicanvas.methods $(ARGS)
 
 bench-overhead: setup checkpoint ## what erasing costs in time and memory
 	$(HOST_PYTHON) -m benchmarks.overhead $(ARGS)

@@ -16,7 +16,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train.py", description="Train an SAE on a checkpoint, one neuron a concept.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model file to learn from")
     parser.add_argument("--concepts", required=True, help="a text file, one concept a line; or the text itself")
-    parser.add_argument("--prompts", default="", 
+    parser.add_argument("--prompts", default="",
                         help="templates, a text file or the text itself; some simple ones unless given")
     parser.add_argument("--hookpoint", default="up_blocks.1.attentions.1", help="the block to learn")
     parser.add_argument("--pictures", type=int, default=600, help="how many are painted to learn from")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
 from tools.sheet import ERASED, PLAIN, Row, sheet
 
@@ -151,10 +152,7 @@ class Results:
         return table.Score(**self.data["scores"][key])
 
     def write(self) -> None:
-        self.path.parent.mkdir(exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.data, indent=1))
-        part.replace(self.path)
+        write_json(self.path, self.data)
 
 
 def link_bench_nodes() -> None:
