@@ -6,7 +6,7 @@ term corrected; *replace* is after PER (arXiv 2606.31699).
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from .formats import Rows
 NEAREST = 4  # free tokens averaged into a replaced one
 
 
-class Actuator(StrEnum):
+class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 comes with 3.10)
     """What is done where a concept's latent fires with activation z and strength s.
 
     ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace: the whole token goes to the mean of the
