@@ -104,7 +104,7 @@ class Erasure:
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired)
         out = self._edited(columns, acts, _places(x))
-        return Erased(out.mT.contiguous() if x.ndim == 3 else out.view(x.shape), fired)
+        return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
 
     @staticmethod
     def _activations(edit: Edit, placed: _Placed, x: Tensor, sigma: float, conditional: Tensor | None) -> Tensor:
@@ -152,6 +152,11 @@ class Erasure:
 def _columns(x: Tensor) -> Tensor:
     """Tokens as columns, [B, d_in, N], of a map [B, d_in, H, W] or of tokens [B, N, d_in]."""
     return x.flatten(2) if x.ndim == 4 else x.mT
+
+
+def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
+    """`out` with x's strides: the layers after this one round differently for another memory format."""
+    return out if out.stride() == x.stride() else torch.empty_like(x).copy_(out)
 
 
 def _places(x: Tensor) -> Tensor:
