@@ -34,7 +34,6 @@ class SaemnesiaScript(scripts.Script):
     def process(self, p: Any, *args: Any) -> None:
         """Forget what an earlier run, perhaps an aborted one, left armed; then arm what is asked."""
         ERASER.disarm()
-        infotext.clear(p.extra_generation_params)
         asked = settings.Settings()
         try:
             asked = settings.read(args, axes.of(p))
@@ -44,6 +43,8 @@ class SaemnesiaScript(scripts.Script):
             ERASER.arm(Job(asked, error=as_sentence(error)))
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """A batch begins. The text is cleared here and not in `process`, which ADetailer calls between pictures."""
+        infotext.clear(p.extra_generation_params)
         if ERASER.job:
             ERASER.job.begin()
 
