@@ -71,3 +71,4 @@ document.addEventListener("input", (event) => {
 document.addEventListener("click", clear)
 document.addEventListener("saemnesia", drawAll)
 onAfterUiUpdate(drawAll)
+drawAll()

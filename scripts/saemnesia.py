@@ -28,7 +28,6 @@ class SaemnesiaScript(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         built = panel.build(InputAccordion, self.elem_id, MODELS)
         self.infotext_fields = built.infotext_fields
-        self.paste_field_names = infotext.KEYS
         return built.components
 
     def process(self, p: Any, *args: Any) -> None:

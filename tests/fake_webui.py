@@ -82,6 +82,7 @@ class Webui:
         self.errors: list[Exception] = []
         self.autocast: Any = nullcontext
         self.spy: Callable[[float, Tensor], None] = lambda sigma, conditional: None
+        self.accordion: Any = MagicMock()
         self.grid = SimpleNamespace(axis_options=[], AxisOption=axis_option)
 
     # --- loading the script --------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ class Webui:
         grid_script = SimpleNamespace(script_class=type("Script", (), {"__module__": "xyz_grid.py"}), module=self.grid)
         names = {
             "paths": {"models_path": str(self.models)},
-            "shared": vars(self.shared), "ui_components": {"InputAccordion": MagicMock()},
+            "shared": vars(self.shared), "ui_components": {"InputAccordion": self.accordion},
             "script_callbacks": {f"on_{kind}": listen(kind) for kind in (
                 "cfg_denoiser", "app_started", "before_ui", "script_unloaded", "model_loaded")},
             "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
@@ -108,7 +109,7 @@ class Webui:
             setattr(package, name, module)
         self.shared = sys.modules["modules.shared"]
         for name in ("gradio", "fastapi", "fastapi.security"):
-            sys.modules[name] = MagicMock()
+            sys.modules.setdefault(name, MagicMock())
         try:
             self.script = self.load()
             yield self
