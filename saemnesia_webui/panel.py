@@ -16,7 +16,7 @@ from . import files, infotext
 from .settings import CHOICES, DEFAULTS
 
 TITLE = "SAEmnesia: erase concepts"
-REFRESH = "\U0001f504"
+REFRESH = "\u21bb"
 HEADINGS = {"object": "Objects", "style": "Styles", "": "Other concepts"}
 CHANGED = "() => { document.dispatchEvent(new Event('saemnesia')) }"
 

@@ -17,6 +17,8 @@ from fastapi.responses import FileResponse
 from fastapi.testclient import TestClient
 
 LOGIN = "someone:secret"
+if hasattr(gr, "component_meta"):
+    gr.component_meta.create_or_modify_pyi = lambda *args: None  # else gradio 4 writes a .pyi beside this file
 
 
 class InputAccordion(gr.Checkbox):
