@@ -40,6 +40,13 @@ class _Rows:
     total: int = 0
     seen: int = 0
 
+    @classmethod
+    def of(cls, params: Any) -> "_Rows":
+        """`x` holds all rows in A1111; Forge says in the call itself which are which."""
+        cond = params.text_cond
+        cond = cond.get("crossattn") if isinstance(cond, dict) else cond
+        return cls(0 if cond is None else len(cond), len(params.x))
+
     def take(self, x: Tensor) -> Tensor | None:
         """bool [rows] for the next call's x; None when there are more rows than were announced."""
         first, self.seen = self.seen, self.seen + len(x)
@@ -59,10 +66,6 @@ class Eraser:
         self._rows = _Rows()
         self._ran = False
 
-    def arm(self, job: Job) -> None:
-        self.disarm()
-        self.job = job
-
     def disarm(self) -> None:
         self.detach()
         self.job = None
@@ -74,18 +77,19 @@ class Eraser:
             handle.remove()
         self._hooks, self._unet = [], None
 
-    def evaluation(self, sd_model: Any, conditional: int, rows: int, is_hires: bool) -> None:
-        """The host is about to evaluate the model: `conditional` rows of `rows` first, where it says no more later."""
+    def evaluation(self, sd_model: Any, params: Any) -> None:
+        """The host is about to evaluate the model: `params` of its `on_cfg_denoiser`, whose exceptions it swallows."""
         job = self.job
-        if job is None or (is_hires and not job.settings.hires):
-            if job:
-                job.skipped = True
+        if job is None:
             return self.detach()
-        job.announce(sd_model)
-        self._rows = _Rows(conditional, rows)
+        if not job.settings.hires and getattr(getattr(params.denoiser, "p", None), "is_hr_pass", False):
+            job.skipped = True
+            return self.detach()
         try:
+            job.announce(sd_model)
+            self._rows = _Rows.of(params)
             self._attach(unet_of(sd_model))
-        except SaeError as error:  # no UNet to hook: `finished` then refuses the picture
+        except Exception as error:  # nothing to hook: `finished` then refuses the picture
             job.fail(error)
 
     def finished(self, samples: Any) -> Any:

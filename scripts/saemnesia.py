@@ -37,9 +37,9 @@ class SaemnesiaScript(scripts.Script):
         try:
             asked = settings.read(args, axes.of(p))
             if asked.enabled:
-                ERASER.arm(Job.prepare(asked, MODELS))
+                ERASER.job = Job.prepare(asked, MODELS)
         except Exception as error:
-            ERASER.arm(Job(asked, error=as_sentence(error)))
+            ERASER.job = Job(asked, error=as_sentence(error))
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """A batch begins. The text is cleared here and not in `process`, which ADetailer calls between pictures."""
@@ -61,11 +61,7 @@ class SaemnesiaScript(scripts.Script):
 
 def on_cfg_denoiser(params: Any) -> None:
     """A model evaluation begins, in whatever pass of whatever script."""
-    cond = params.text_cond
-    cond = cond.get("crossattn") if isinstance(cond, dict) else cond
-    p = getattr(params.denoiser, "p", None)
-    ERASER.evaluation(shared.sd_model, 0 if cond is None else len(cond), len(params.x),
-                      bool(getattr(p, "is_hr_pass", False)))
+    ERASER.evaluation(shared.sd_model, params)
 
 
 def on_app_started(demo: Any, app: Any) -> None:

@@ -296,9 +296,11 @@ def test_3_5_a_replaced_unet_stops_the_run(request, monkeypatch, name):
     host = request.getfixturevalue(name)
     plain = host.generate(use_script=False)
     unet = unet_of(host)
-    monkeypatch.setattr(type(unet), "forward", lambda self, x, *a, **k: x)
+    calls = []
+    monkeypatch.setattr(type(unet), "forward", lambda self, x, *a, **k: calls.append(1) or x)
     with pytest.raises(SaeError, match=f"nothing was erased: block {BLOCK} did not run"):
         host.generate(*CAT)
+    assert len(calls) == 1
     monkeypatch.undo()
     assert hooks(unet) == 0 and same(host.generate(False), plain)
 
@@ -353,6 +355,14 @@ def test_an_abort_after_sampling_leaves_no_hooks(webui):
     assert hooks(unet_of(webui)) == 0
 
 
+def test_a_host_that_announces_something_else_gives_no_picture(webui):
+    """What the callback raises, the host swallows."""
+    fire = webui.fire
+    webui.fire = lambda kind, *values: fire(kind, SimpleNamespace(x=None, text_cond=5, denoiser=None))
+    with pytest.raises(SaeError, match="SAEmnesia failed: TypeError"):
+        webui.generate(*CAT)
+
+
 def test_a_model_without_a_unet_gives_no_picture(webui):
     model = webui.shared.sd_model
 
@@ -405,7 +415,7 @@ def test_the_hires_pass_can_be_left_alone(webui, models):
 
 
 def test_reloading_the_page_removes_hooks_and_adds_no_axis_twice(webui):
-    webui.module.ERASER.arm(webui.module.Job.prepare(webui.module.settings.read(CAT), webui.models))
+    webui.module.ERASER.job = webui.module.Job.prepare(webui.module.settings.read(CAT), webui.models)
     webui.fire("cfg_denoiser", SimpleNamespace(x=torch.zeros(2, 4, 8, 8), text_cond=torch.zeros(1, 77, 768),
                                                denoiser=None))
     assert hooks(unet_of(webui)) == 2
