@@ -58,6 +58,7 @@ class Processing:
     batch_cond_uncond: bool = True
     skip_uncond: bool = False
     hires: bool = False
+    first: bool = True  # not when the page upscales a picture that is there
     refiner: Any = None
     tiles: int = 1
     inner: bool = False  # ADetailer repaints every picture
@@ -188,7 +189,7 @@ class Webui:
 
     def _sample(self, p: Processing, batch: int) -> Tensor:
         with torch.inference_mode() if self.forge else torch.no_grad():
-            x = self._pass(p, batch, p.size)
+            x = self._pass(p, batch, p.size) if p.first else torch.zeros(len(p.prompts), 4, *p.size)
             if p.hires:
                 p.is_hr_pass = True
                 x = self._pass(p, batch, (2 * p.size[0], 2 * p.size[1]), start=x)

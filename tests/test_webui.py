@@ -299,7 +299,7 @@ def test_3_5_a_replaced_unet_stops_the_run(request, monkeypatch, name):
     calls = []
     monkeypatch.setattr(type(unet), "forward", lambda self, x, *a, **k: calls.append(1) or x)
     with pytest.raises(SaeError, match=f"nothing was erased: block {BLOCK} did not run"):
-        host.generate(*CAT)
+        host.generate(*CAT, batch_cond_uncond=False)
     assert len(calls) == 1
     monkeypatch.undo()
     assert hooks(unet) == 0 and same(host.generate(False), plain)
@@ -412,6 +412,12 @@ def test_the_hires_pass_can_be_left_alone(webui, models):
     assert same(erased, by_hand(webui, models, up_to=4, hires=True))
     assert erased.infotexts[0]["SAEmnesia hires"] is False
     assert not same(erased, webui.generate(*CAT, hires=True))
+
+
+def test_a_hires_pass_alone_that_is_to_be_left_alone_is_no_error(webui):
+    alone = {"hires": True, "first": False}
+    left = webui.generate({"sae": SAE, "concepts": "cat", "hires": False}, **alone)
+    assert same(left, webui.generate(False, **alone)) and texts(left) == "[]"
 
 
 def test_reloading_the_page_removes_hooks_and_adds_no_axis_twice(webui):

@@ -18,7 +18,10 @@ CHECKOUT = os.environ.get("WEBUI_PATH", "")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="NO REAL A1111 OR FORGE: set WEBUI_PATH to a checkout of one")
 TOKENIZER = Path(__file__).resolve().parents[1] / ".host" / "ComfyUI" / "comfy" / "sd1_tokenizer"
 CAT = {"sae": SAE, "concepts": "cat"}
+IS_FORGE = (Path(CHECKOUT) / "modules_forge").is_dir()
 HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+if IS_FORGE:
+    HIRES["hr_additional_modules"] = ["Use same choices"]  # Forge fails without, in its API
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def test_an_inner_pass_is_erased(host, plain):
 
 @pytest.mark.parametrize("how", ["replace", "sd unet"])
 def test_a_replaced_unet_stops_the_run(host, plain, how):
-    if how == "sd unet" and (Path(CHECKOUT) / "modules_forge").is_dir():
+    if how == "sd unet" and IS_FORGE:
         pytest.skip("Forge has no SD Unet")
     with pytest.raises(WebuiError, match="HTTP 500 .*nothing was erased: block up_blocks.0.attentions.1 did not run"):
         host.picture(CAT, how=how)
@@ -160,7 +163,13 @@ def test_the_xyz_plot_has_our_axes(host, plain):
 
 def test_infotext_of_a_request_restores_the_settings(host, plain):
     on = host.picture({"sae": SAE, "concepts": "cat:0.5", "actuator": "replace"})
-    assert same(host.picture(infotext=on.infotext), on.pixels)
+    try:
+        again = host.picture(infotext=on.infotext)
+    except WebuiError as error:
+        if "isinstance() argument 2 cannot be a parameterized generic" in str(error):
+            pytest.skip("this Forge fails at any request with an infotext")
+        raise
+    assert same(again, on.pixels)
 
 
 def test_routes_answer(host):

@@ -33,7 +33,10 @@ FLAGS = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--no-download-
          "--server-name", "127.0.0.1")
 CPU = {"modules_forge": ("--always-cpu",), "modules": ("--use-cpu", "all", "--no-half")}
 """Flags for a CPU, by a folder of the checkout that only Forge and its relatives have."""
-CONFIG = {"live_previews_enable": False, "sd_model_checkpoint": "small.safetensors", "batch_cond_uncond": True}
+LEFT_OUT = (".git", ".host", ".venv", "__pycache__", "output", "node_modules")
+CONFIG = {"live_previews_enable": False, "sd_model_checkpoint": "small.safetensors", "batch_cond_uncond": True,
+          "sd_t2i_width": 64, "sd_t2i_height": 64}
+PAGE = {"txt2img/Width/value": 64, "txt2img/Height/value": 64, "txt2img/Sampling steps/value": 3}
 """Previews would need a download; an option that was never stored stays as a request overrides it."""
 REQUEST = {"prompt": "a cat", "negative_prompt": "", "steps": 3, "width": 64, "height": 64, "seed": 1, "cfg_scale": 5,
            "sampler_name": "Euler"}
@@ -60,10 +63,11 @@ class WebuiHost:
     def __enter__(self) -> Self:
         self.scratch = Path(tempfile.mkdtemp(prefix="webui-host-"))
         (self.scratch / "extensions").mkdir()
-        (self.scratch / "extensions" / "saemnesia").symlink_to(REPO)
-        (self.scratch / "extensions" / "meddle").symlink_to(MEDDLE)
+        for name, folder in (("saemnesia", REPO), ("meddle", MEDDLE)):  # a link would be refused by gradio 4
+            shutil.copytree(folder, self.scratch / "extensions" / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (self.scratch / "models").symlink_to(self.models)
         (self.scratch / "config.json").write_text(json.dumps(CONFIG))
+        (self.scratch / "ui-config.json").write_text(json.dumps(PAGE))
         self.port = free_port()
         self.log_path = self.scratch / "host.log"
         with self.log_path.open("wb") as log:
@@ -88,7 +92,8 @@ class WebuiHost:
     def _command(self) -> list[str]:
         cpu = next(flags for folder, flags in CPU.items() if (self.checkout / folder).is_dir())
         return [str(self.python), "-W", "ignore", "launch.py", *FLAGS, *cpu, "--port", str(self.port),
-                "--data-dir", str(self.scratch), *os.environ.get("WEBUI_ARGS", "").split()]
+                "--data-dir", str(self.scratch), "--gradio-allowed-path", str(self.checkout),
+                *os.environ.get("WEBUI_ARGS", "").split()]
 
     def _wait(self) -> None:
         end = time.monotonic() + START_SECONDS
