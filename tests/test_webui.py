@@ -313,13 +313,20 @@ def test_3_5_a_unet_that_is_not_even_called_gives_no_picture(webui, monkeypatch)
     assert webui.generate(False).images
 
 
-def test_3_5_a_unet_that_is_left_out_in_one_step_only_gives_no_picture(webui, monkeypatch):
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_3_5_a_unet_that_is_left_out_in_one_step_only_gives_no_picture(webui, monkeypatch, step):
     call, steps = webui._call, []
 
     def sometimes(parts, timestep, tiles):
         steps.append(timestep)
-        return [part[0] for part in parts] if len(steps) == 2 else call(parts, timestep, tiles)
+        return [part[0] for part in parts] if len(steps) == step else call(parts, timestep, tiles)
     monkeypatch.setattr(webui, "_call", sometimes)
+    with pytest.raises(SaeError, match="nothing was erased"):
+        webui.generate(*CAT)
+
+
+def test_a_host_that_announces_nothing_gives_no_picture(webui):
+    webui.callbacks.clear()
     with pytest.raises(SaeError, match="nothing was erased"):
         webui.generate(*CAT)
 
