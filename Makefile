@@ -5,7 +5,7 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: help setup test demo demo-ui bench-minicanvas bench-methods bench-overhead checkpoint
+.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-overhead checkpoint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -17,6 +17,10 @@ test: ## every test, in a real ComfyUI and a real browser; ARGS="-k erase" picks
 	@$(PYTHON) tools/setup_host.py --tests --with-browser
 	@$(MAKE) --no-print-directory checkpoint
 	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests $(ARGS)
+
+test-webui: ## the tests in a real A1111 or Forge: WEBUI_PATH=a checkout of one, with its environment in venv/
+	@$(PYTHON) tools/setup_host.py --tests --with-browser
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest -rs tests/test_webui_host.py $(ARGS)
 
 demo: setup checkpoint ## erase a concept from a real model and look at the pictures
 	$(HOST_PYTHON) -m tools.demo $(ARGS)

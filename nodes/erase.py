@@ -1,29 +1,9 @@
 """*SAEmnesia Erase*: the node an artist wires between checkpoint and sampler."""
-import torch
 from comfy_api.latest import io
 
-from ..sae_models import concepts as table
-from ..sae_models.erasure import Actuator, Edit
-from ..sae_models.formats import read_rows
+from ..sae_models.adapter import BOTH, CONDITIONAL_ONLY, LoadedSae, build_edit
+from ..sae_models.erasure import Actuator
 from . import files, patch
-
-CONDITIONAL_ONLY = "conditional only"
-
-
-def build_edit(sae: files.LoadedSae, text: str, actuator: Actuator, start_sigma: float, end_sigma: float,
-               conditional_only: bool) -> Edit:
-    """The edit that `text` (`cat, dog:0.8`) asks for, with its rows read from the SAE's file.
-
-    Raises SaeError for an unknown concept, a strength out of range, or a damaged file.
-    """
-    header = sae.header
-    choices = table.parse(text)
-    chosen = [table.find(header.concepts, choice.name, header.config.d_sae, sae.name) for choice in choices]
-    strengths = [actuator.default_strength if c.strength is None else c.strength for c in choices]
-    names = tuple(concept.name for concept in chosen for _ in concept.latents)
-    per_row = torch.tensor([s for concept, s in zip(chosen, strengths, strict=True) for _ in concept.latents])
-    return Edit(names, read_rows(sae.path, header, chosen), per_row, actuator, start_sigma, end_sigma,
-                conditional_only)
 
 
 class Erase(io.ComfyNode):
@@ -43,7 +23,7 @@ class Erase(io.ComfyNode):
                     "layout.")),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing ends, as a share of sampling: 1 after the last step. Earlier keeps more detail.")),
-                io.Combo.Input("apply_to", options=["both", CONDITIONAL_ONLY], default="both", tooltip=(
+                io.Combo.Input("apply_to", options=[BOTH, CONDITIONAL_ONLY], default=BOTH, tooltip=(
                     "both: erase in the positive and the negative half of guidance; conditional only: leave the "
                     "negative half alone, a gentler edit.")),
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
@@ -55,7 +35,7 @@ class Erase(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: patch.ModelPatcher, sae: files.LoadedSae, actuator: str, start: float, end: float,
+    def execute(cls, model: patch.ModelPatcher, sae: LoadedSae, actuator: str, start: float, end: float,
                 apply_to: str, concepts: str) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
         edit = build_edit(sae, concepts, Actuator(actuator), sampling.percent_to_sigma(start),

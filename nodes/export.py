@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..sae_models import concepts as names
 from ..sae_models import table
+from ..sae_models.adapter import LoadedSae
 from . import files
 
 
@@ -31,7 +32,7 @@ class ExportConcept(io.ComfyNode):
         return files.changed(files.new_path(name))
 
     @classmethod
-    def execute(cls, sae: files.LoadedSae, name: str, concepts: str) -> io.NodeOutput:
+    def execute(cls, sae: LoadedSae, name: str, concepts: str) -> io.NodeOutput:
         header, out = sae.header, files.new_path(name)
         chosen = [names.find(header.concepts, choice.name, header.config.d_sae, sae.name)
                   for choice in names.parse(concepts)]

@@ -1,23 +1,15 @@
 """The model folder `models/sae` and the SAE that travels between nodes: a path and its header, no weights."""
-from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
+from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
-from ..sae_models.formats import Header, read_header
+from ..sae_models.formats import read_header
 
 FOLDER = "sae"
 SaeType = io.Custom("SAEMNESIA_SAE")
-
-
-@dataclass(frozen=True)
-class LoadedSae:
-    """An SAE file by the name people see, and what it says of itself."""
-    name: str
-    path: Path
-    header: Header
 
 
 def register_folder() -> None:

@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sae_models import finding, table
+from ..sae_models.adapter import LoadedSae
 from ..sae_models.formats import read_sae
 from ..sae_models.losses import Weights
 from ..sae_models.maps import Maps, joined
@@ -64,7 +65,7 @@ class FindConcept(io.ComfyNode):
         return files.changed(files.new_path(name))
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, sae: files.LoadedSae, name: str, concepts: str, contrast: str, prompts: str,
+    def execute(cls, model: Any, clip: Any, sae: LoadedSae, name: str, concepts: str, contrast: str, prompts: str,
                 how: str, neurons: int, pictures: int, at_once: int, width: int, height: int, steps: int, cfg: float,
                 seed: int) -> io.NodeOutput:
         patch.check_base(model, sae)
@@ -89,7 +90,7 @@ def _painted(model: Any, clip: Any, what: training.Search, node: str | None) -> 
     return joined([collector.chunk(i) for i in range(lesson.chunks)])
 
 
-def _found(how: str, sae: files.LoadedSae, maps: Maps, what: training.Search, neurons: int) -> table.Table:
+def _found(how: str, sae: LoadedSae, maps: Maps, what: training.Search, neurons: int) -> table.Table:
     if how == OWN:
         return finding.own_neurons(maps, what.wanted, Weights())
     whole = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device())

@@ -1,10 +1,6 @@
 """*SAEmnesia Load SAE*: choose a sparse autoencoder of models/sae; only its header is read here."""
-from dataclasses import replace
-
 from comfy_api.latest import io
 
-from ..sae_models.errors import SaeError
-from ..sae_models.hookpoint import normalise
 from . import files
 
 
@@ -25,12 +21,7 @@ class LoadSae(io.ComfyNode):
 
     @classmethod
     def execute(cls, sae_name: str, hookpoint: str = "") -> io.NodeOutput:
-        sae = files.load(sae_name)
-        wanted = normalise(hookpoint) or sae.header.hookpoint
-        if not wanted:
-            raise SaeError(f"{sae_name} does not say which block it was trained on: write it into 'hookpoint', "
-                           f"for example up_blocks.1.attentions.1")
-        return io.NodeOutput(replace(sae, header=replace(sae.header, hookpoint=wanted)))
+        return io.NodeOutput(files.load(sae_name).at(hookpoint))
 
     @classmethod
     def fingerprint_inputs(cls, sae_name: str, hookpoint: str = "") -> tuple:

@@ -5,7 +5,7 @@ what is patched, count where concepts fire, fail if the block was never reached)
 """
 import logging
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..sae_models import hookpoint
+from ..sae_models.adapter import Block, LoadedSae, Tally, conditional_rows, fitting_block
 from ..sae_models.erasure import Edit, Erasure
 from ..sae_models.errors import SaeError
-from .files import LoadedSae
 
 KEY = "saemnesia"
 log = logging.getLogger(KEY)
@@ -28,21 +28,13 @@ class SaeEdit:
     edit: Edit
 
     @property
-    def block(self) -> tuple[str, bool]:
-        return self.sae.header.hookpoint, self.sae.header.residual
+    def block(self) -> Block:
+        return self.sae.block
 
 
 def check_base(model: ModelPatcher, sae: LoadedSae) -> None:
     """Raise SaeError unless the SAE fits this model's family, blocks and width."""
-    family = type(model.model.model_config).__name__.lower()
-    header = sae.header
-    if header.base and header.base != family:
-        raise SaeError(f"{sae.name} was trained on a {header.base} model and this one is {family}: "
-                       f"load a {header.base} checkpoint, or an SAE for {family}")
-    block = hookpoint.find(model.model.diffusion_model, header.hookpoint)
-    if hookpoint.width(block) != header.config.d_in:
-        raise SaeError(f"{sae.name} reads tokens of width {header.config.d_in}, but block {header.hookpoint} of this "
-                       f"model has {hookpoint.width(block)}: the SAE belongs to another base model")
+    fitting_block(model.model.diffusion_model, sae, type(model.model.model_config).__name__.lower())
 
 
 def erase(model: ModelPatcher, sae: LoadedSae, edit: Edit) -> ModelPatcher:
@@ -65,35 +57,13 @@ def erase(model: ModelPatcher, sae: LoadedSae, edit: Edit) -> ModelPatcher:
     return clone
 
 
-@dataclass
-class Tally:
-    """What happened in one sampling run: noise levels seen, calls of a block, and which rows fired at which sigma."""
-    model_calls: int = 0
-    block_calls: dict = field(default_factory=dict)
-    fired: dict = field(default_factory=dict)
-
-    def add(self, block: tuple[str, bool], sigma: float, fired: torch.Tensor) -> None:
-        self.block_calls[block] = self.block_calls.get(block, 0) + 1
-        before = self.fired.get((block, sigma))
-        self.fired[block, sigma] = fired if before is None else before | fired
-
-    def steps_fired(self, block: tuple[str, bool], names: list[str]) -> dict[str, int]:
-        """{concept: number of noise levels at which one of its latents fired}."""
-        seen = [fired.tolist() for (where, _), fired in self.fired.items() if where == block]
-        return {name: sum(any(f for n, f in zip(names, step, strict=True) if n == name) for step in seen)
-                for name in dict.fromkeys(names)}
-
-    def levels(self, block: tuple[str, bool]) -> int:
-        return sum(where == block for where, _ in self.fired)
-
-
 class Patch:
     """All edits of one model clone, by block."""
 
     def __init__(self, edits: tuple[SaeEdit, ...]) -> None:
         self.edits = edits
         blocks = dict.fromkeys(item.block for item in edits)
-        self.erasures = {block: Erasure([item.edit for item in edits if item.block == block], residual=block[1])
+        self.erasures = {block: Erasure([item.edit for item in edits if item.block == block], residual=block.residual)
                          for block in blocks}
         self.tally = Tally()
 
@@ -102,16 +72,16 @@ class Patch:
                     **kwargs: Any) -> torch.Tensor:
         """WrappersMP.APPLY_MODEL: one model call, with every block hooked while it lasts."""
         sigma = float(t.max())
-        conditional = _conditional_rows(len(x), (transformer_options or {}).get("cond_or_uncond"), x.device)
+        conditional = conditional_rows(len(x), (transformer_options or {}).get("cond_or_uncond"), x.device)
         unet = executor.class_obj.diffusion_model
         self.tally.model_calls += 1
         with ExitStack() as hooks:
             for block, erasure in self.erasures.items():
-                module = hookpoint.find(getattr(unet, "_orig_mod", unet), block[0])
+                module = hookpoint.find(getattr(unet, "_orig_mod", unet), block.hookpoint)
                 hooks.enter_context(_hooked(module, self._hook(block, erasure, sigma, conditional)))
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    def _hook(self, block: tuple[str, bool], erasure: Erasure, sigma: float, conditional: torch.Tensor | None):
+    def _hook(self, block: Block, erasure: Erasure, sigma: float, conditional: torch.Tensor | None):
         def hook(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
             erased = erasure(output, sigma, conditional, inputs[0])
             self.tally.add(block, sigma, erased.fired)
@@ -125,20 +95,18 @@ class Patch:
         out = executor(*args, **kwargs)
         for block in self.erasures:
             if self.tally.model_calls and not self.tally.block_calls.get(block):
-                raise SaeError(f"nothing was erased: the sampler never ran block {block[0]}, because another node "
-                               f"replaces or skips it; remove that node, or bypass SAEmnesia Erase")
+                raise SaeError(f"nothing was erased: the sampler never ran block {block.hookpoint}, because another "
+                               f"node replaces or skips it; remove that node, or bypass SAEmnesia Erase")
             log.info("%s", self.summary(block))
         return out
 
     def plan(self) -> str:
-        parts = (f"{item.edit.actuator.value} {', '.join(dict.fromkeys(item.edit.names))} at {item.block[0]} "
+        parts = (f"{item.edit.actuator.value} {', '.join(dict.fromkeys(item.edit.names))} at {item.block.hookpoint} "
                  f"({item.sae.name})" for item in self.edits)
         return "SAEmnesia: " + "; ".join(parts)
 
-    def summary(self, block: tuple[str, bool]) -> str:
-        counts = self.tally.steps_fired(block, self.erasures[block].names())
-        fired = ", ".join(f"{name} {count}" for name, count in counts.items())
-        return f"SAEmnesia: steps in which a concept fired, of {self.tally.levels(block)}: {fired}"
+    def summary(self, block: Block) -> str:
+        return self.tally.summary(block, self.erasures[block].names())
 
 
 @contextmanager
@@ -148,11 +116,3 @@ def _hooked(module: torch.nn.Module, hook: Any):
         yield
     finally:
         handle.remove()
-
-
-def _conditional_rows(rows: int, cond_or_uncond: list[int] | None, device: torch.device) -> torch.Tensor | None:
-    """bool [rows]: the batch is one equal chunk an entry of `cond_or_uncond`, where 0 means conditional."""
-    if not cond_or_uncond or rows % len(cond_or_uncond):
-        return None
-    chunk = rows // len(cond_or_uncond)
-    return torch.tensor([entry == 0 for entry in cond_or_uncond], device=device).repeat_interleave(chunk)

@@ -2,6 +2,7 @@
 from comfy_api.latest import io
 
 from ..sae_models import concepts as table
+from ..sae_models.adapter import LoadedSae
 from . import files
 
 
@@ -20,7 +21,7 @@ class ConceptPicker(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, sae: files.LoadedSae, concepts: str) -> io.NodeOutput:
+    def execute(cls, sae: LoadedSae, concepts: str) -> io.NodeOutput:
         for choice in table.parse(concepts):
             table.find(sae.header.concepts, choice.name, sae.header.config.d_sae, sae.name)
         return io.NodeOutput(concepts)

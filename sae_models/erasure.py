@@ -6,7 +6,7 @@ term corrected; *replace* is after PER (arXiv 2606.31699).
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from .formats import Rows
 NEAREST = 4  # free tokens averaged into a replaced one
 
 
-class Actuator(StrEnum):
+class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 comes with 3.10)
     """What is done where a concept's latent fires with activation z and strength s.
 
     ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace: the whole token goes to the mean of the
@@ -104,7 +104,7 @@ class Erasure:
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired)
         out = self._edited(columns, acts, _places(x))
-        return Erased(out.mT.contiguous() if x.ndim == 3 else out.view(x.shape), fired)
+        return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
 
     @staticmethod
     def _activations(edit: Edit, placed: _Placed, x: Tensor, sigma: float, conditional: Tensor | None) -> Tensor:
@@ -152,6 +152,11 @@ class Erasure:
 def _columns(x: Tensor) -> Tensor:
     """Tokens as columns, [B, d_in, N], of a map [B, d_in, H, W] or of tokens [B, N, d_in]."""
     return x.flatten(2) if x.ndim == 4 else x.mT
+
+
+def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
+    """`out` with x's strides: the layers after this one round differently for another memory format."""
+    return out if out.stride() == x.stride() else torch.empty_like(x).copy_(out)
 
 
 def _places(x: Tensor) -> Tensor:

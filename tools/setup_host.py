@@ -2,10 +2,10 @@
 
     python3 tools/setup_host.py [--tests] [--with-browser]
 
-`--tests` adds pytest, the newest front end, and SAELens and sparsify to compare with; `--with-browser` adds
-Debian's Chromium. Only the standard library is needed to start. Every finished step leaves a stamp inside the
-folder it made: a second run does nothing, and deleting a folder under `.host/` makes only the steps that filled it
-run again.
+`--tests` adds pytest, the newest front end, SAELens and sparsify to compare with, and for the tests of the A1111 and
+Forge side `ldm` and their two versions of gradio; `--with-browser` adds Debian's Chromium. Only the standard library
+is needed to start. Every finished step leaves a stamp inside the folder it made: a second run does nothing, and
+deleting a folder under `.host/` makes only the steps that filled it run again.
 
 PyPI's torch for Linux carries CUDA (some gigabytes). For the CPU build set TORCH_INDEX_URL to the index that
 the install page of pytorch.org shows for "CPU"; it is given to pip as `--index-url` for torch alone.
@@ -21,6 +21,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -37,6 +38,9 @@ REQUIREMENTS = REPO / "tools" / "host-requirements.txt"
 REQUIREMENTS_NO_DEPS = REPO / "tools" / "host-requirements-no-deps.txt"
 TEST_REQUIREMENTS = REPO / "tools" / "test-requirements.txt"
 PEER_REQUIREMENTS = REPO / "tools" / "peer-requirements.txt"
+FOLDERS = {"ldm": "ldm, the UNet of A1111 (4 MB)", "gradio-3": "gradio 3.41.2, the page of A1111 (400 MB)",
+           "gradio-4": "gradio 4.40.0, the page of Forge (360 MB)"}
+"""Packages that may not be in the environment of the tests: folder below .host/ and requirements file -> what it is."""
 
 TORCH = "torch==2.13.0"
 FRONTEND = "comfyui-frontend-package==1.58.1"
@@ -228,6 +232,15 @@ def install_peers() -> None:
     pip("peers", "install", "--no-deps", "--upgrade", "--target", PEERS, "-r", PEER_REQUIREMENTS)
 
 
+def install_folder(name: str) -> None:
+    """Packages in a folder of their own; the process that needs them puts it on its path."""
+    pip(name, "install", "--no-deps", "--upgrade", "--target", HOST / name, "-r", folder_requirements(name))
+
+
+def folder_requirements(name: str) -> Path:
+    return REPO / "tools" / f"{name}-requirements.txt"
+
+
 FONT = "fonts-liberation"  # a bare machine has none, and pages without letters
 
 
@@ -267,6 +280,8 @@ TEST_STEPS = (
          NEWEST_FRONTEND, FRONTEND),
     Step("peers", "SAELens and sparsify, to compare with (24 MB)", install_peers, ONLINE, PEERS,
          PEER_REQUIREMENTS.read_text()),
+    *(Step(name, says, partial(install_folder, name), ONLINE, HOST / name, folder_requirements(name).read_text())
+      for name, says in FOLDERS.items()),
 )
 BROWSER_STEPS = (
     Step("chromium", "Debian's Chromium, for the tests of the page (100 MB)", install_chromium,

@@ -1,0 +1,74 @@
+/** The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts. */
+
+import { choose, drop, isStrength, key, parse } from "../web/js/concept_text.js"
+
+const FULL = { low: 0, high: 1, usual: "1", hint: "1 or nothing erases fully, 0 changes nothing" }
+const SIGNED = { low: -100, high: 100, usual: "-1", hint: "-1 erases, below pushes further away, above 0 strengthens" }
+
+/** The sidebars of the page, each with its list, text and actuator. */
+function sidebars() {
+  return [...gradioApp().querySelectorAll(".saemnesia-picker")].map((list) => {
+    const root = list.closest("[id$=saemnesia_enabled], .input-accordion") ?? list.parentElement
+    return { list, text: root.querySelector(".saemnesia-text textarea, .saemnesia-text input"), root }
+  }).filter(({ text }) => text)
+}
+
+const sidebarOf = (element) => sidebars().find(({ list }) => list.contains(element))
+
+function draw({ list, text, root }) {
+  const items = parse(text.value)
+  const search = key(list.querySelector(".saemnesia-search")?.value ?? "")
+  const steer = root.querySelector(".saemnesia-actuator input:checked")?.value === "steer"
+  for (const row of list.querySelectorAll(".saemnesia-row")) drawRow(row, items, search, steer ? SIGNED : FULL)
+  for (const group of list.querySelectorAll(".saemnesia-group")) {
+    group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
+  }
+  const count = list.querySelector(".saemnesia-count")
+  const says = `${new Set(items.map((item) => key(item.name))).size} chosen`
+  if (count && count.textContent !== says) count.textContent = says
+}
+
+function drawRow(row, items, search, range) {
+  const chosen = items.find((item) => key(item.name) === key(row.dataset.name))
+  const [tick, strength] = row.querySelectorAll("input")
+  tick.checked = Boolean(chosen)
+  strength.hidden = !chosen
+  strength.placeholder = range.usual
+  strength.title = range.hint
+  strength.ariaInvalid = String(!isStrength(chosen?.strength ?? "", range))
+  if (strength !== document.activeElement) strength.value = chosen?.strength ?? ""
+  row.hidden = !key(`${row.dataset.name} ${tick.parentElement.title}`).includes(search)
+}
+
+/** Write into the text, as if a person had typed it. */
+function write(sidebar, value) {
+  sidebar.text.value = value
+  sidebar.text.dispatchEvent(new Event("input", { bubbles: true }))
+  draw(sidebar)
+}
+
+function edited(event) {
+  const sidebar = sidebarOf(event.target)
+  if (!sidebar) return drawAll()
+  const row = event.target.closest(".saemnesia-row")
+  if (!row) return draw(sidebar)
+  const [tick, strength] = row.querySelectorAll("input")
+  const { value } = sidebar.text
+  if (event.target === tick && !tick.checked) write(sidebar, drop(value, row.dataset.name))
+  else write(sidebar, choose(value, row.dataset.name, strength.value))
+}
+
+function clear(event) {
+  const sidebar = event.target.matches?.(".saemnesia-clear") && sidebarOf(event.target)
+  if (sidebar) write(sidebar, "")
+}
+
+const drawAll = () => sidebars().forEach(draw)
+
+document.addEventListener("input", (event) => {
+  if (event.target.closest?.(".saemnesia-picker, .saemnesia-text, .saemnesia-actuator")) edited(event)
+})
+document.addEventListener("click", clear)
+document.addEventListener("saemnesia", drawAll)
+onAfterUiUpdate(drawAll)
+drawAll()

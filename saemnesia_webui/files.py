@@ -1,0 +1,48 @@
+"""The folder `models/sae` of the host."""
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from sae_models import SaeError, read_header
+from sae_models.adapter import LoadedSae
+
+FOLDER = "sae"
+HASH_DIGITS = 10
+
+
+def names(models: Path) -> list[str]:
+    """Every .safetensors below `models`/sae, as a path with / from there; links to folders are followed."""
+    root = models / FOLDER
+    found = (Path(folder, name) for folder, _, files in os.walk(root, followlinks=True) for name in files
+             if name.endswith(".safetensors"))
+    return sorted((path.relative_to(root).as_posix() for path in found), key=str.casefold)
+
+
+def load(models: Path, name: str) -> LoadedSae:
+    """The SAE of that name, its header read.
+
+    Raises SaeError when there is none below the folder, or its file cannot be read.
+    """
+    if not name:
+        raise SaeError("no SAE is chosen: choose one, or put one into models/sae and press the refresh button")
+    if name not in names(models):
+        raise SaeError(f"there is no SAE '{name}' in {models / FOLDER}: put the file there and press the refresh "
+                       f"button")
+    path = models / FOLDER / name
+    return LoadedSae(name, path, read_header(path))
+
+
+def short_hash(path: Path) -> str:
+    """The first digits of the file's SHA-256, as A1111 names checkpoints; computed anew when the file has changed."""
+    status = path.stat()
+    return _hash(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, changed: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:HASH_DIGITS]

@@ -1,0 +1,74 @@
+"""What is written into a PNG once the erasure ran, and read again when its text is pasted.
+
+The keys are `SAEmnesia <setting>`. The SAE, concepts and actuator are always there, other settings when they are not
+the default; the SAE's name is followed by the first digits of its file's SHA-256.
+"""
+import logging
+import re
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from sae_models import Choice, parse
+from sae_models.concepts import format_choices
+
+from . import files
+from .job import Job
+from .settings import DEFAULTS
+
+PREFIX = "SAEmnesia "
+ALWAYS = ("sae", "concepts", "actuator")
+log = logging.getLogger("saemnesia")
+
+
+def key(setting: str) -> str:
+    return PREFIX + setting.replace("_", " ")
+
+
+KEYS = [key(name) for name in DEFAULTS if name != "enabled"]
+
+
+def clear(params: MutableMapping[str, Any]) -> None:
+    """Take back what an earlier run with the same object wrote."""
+    for name in KEYS:
+        params.pop(name, None)
+
+
+def write(params: MutableMapping[str, Any], job: Job) -> None:
+    """Say what was erased, with every strength as a number."""
+    given = vars(job.settings) | {"sae": f"{job.sae.name} [{files.short_hash(job.sae.path)}]",
+                                  "concepts": format_choices(_with_strengths(job))}
+    params.update({key(name): value for name, value in given.items()
+                   if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])})
+
+
+def _with_strengths(job: Job) -> list[Choice]:
+    usual = job.edit.actuator.default_strength
+    return [Choice(c.name, usual if c.strength is None else c.strength) for c in parse(job.settings.concepts)]
+
+
+def reader(setting: str, models: Path) -> Callable[[Mapping[str, Any]], Any]:
+    """The function from pasted parameters to a component's value; None leaves the component alone.
+
+    A text without an erasure switches erasing off.
+    """
+    def read(params: Mapping[str, Any]) -> Any:
+        erased = key("sae") in params
+        if setting == "enabled" or not erased:
+            return erased if setting == "enabled" else None
+        value = params.get(key(setting), DEFAULTS[setting])
+        if setting == "sae":
+            return _local_name(str(value), models)
+        kind = type(DEFAULTS[setting])
+        return str(value) == "True" if kind is bool else kind(value)
+    return read
+
+
+def _local_name(text: str, models: Path) -> str:
+    """`name [hash]` without the hash; says so in the log when the file here is another one."""
+    found = re.fullmatch(r"(.*?)(?: \[([0-9a-f]+)\])?", text.strip())
+    name, wanted = found.group(1), found.group(2)
+    here = files.short_hash(models / files.FOLDER / name) if name in files.names(models) else None
+    if wanted and here and here != wanted:
+        log.warning("SAEmnesia: the picture was made with another %s (%s) than the one here (%s)", name, wanted, here)
+    return name

@@ -1,0 +1,70 @@
+"""What an SAE needs to know of the host's loaded model, found by what the model has and not by the host's name."""
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_models import SaeError
+
+FAMILIES = {768: "sd15", 1024: "sd20", 2048: "sdxl", 1280: "sdxlrefiner"}
+"""Width of the text that a UNet attends to, and the family it belongs to, as SAE files name it."""
+
+
+def _holder(sd_model: Any) -> Any:
+    """What has `diffusion_model`: Forge and its relatives keep it in `forge_objects`, A1111 in `model`."""
+    forge = getattr(sd_model, "forge_objects", None)
+    return forge.unet.model if forge is not None else getattr(sd_model, "model", None)
+
+
+def unet_of(sd_model: Any) -> nn.Module:
+    """The UNet that will paint. Raises SaeError when the host has no such model."""
+    unet = getattr(_holder(sd_model), "diffusion_model", None)
+    if not isinstance(unet, nn.Module):
+        raise SaeError(f"cannot find the UNet of this model ({type(sd_model).__name__}): load a checkpoint of the "
+                       f"SAE's base model")
+    return unet
+
+
+def family_of(block: nn.Module) -> str:
+    """"sd15", "sd20", "sdxl" or "sdxlrefiner" by the text a cross-attention block reads, "" when that is not known."""
+    to_k = block.transformer_blocks[0].attn2.to_k
+    width = getattr(to_k, "in_features", None) or to_k.weight.shape[-1]
+    return FAMILIES.get(width, "")
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The model's noise levels (sigma, variance exploding) by timestep: log_sigmas [T]."""
+    log_sigmas: Tensor
+
+    def sigma(self, timestep: float) -> float:
+        """Linear in log sigma between whole timesteps, as k-diffusion and ComfyUI do."""
+        place = min(max(timestep, 0.0), len(self.log_sigmas) - 1)
+        low = int(place)
+        high = min(low + 1, len(self.log_sigmas) - 1)
+        return float(torch.lerp(self.log_sigmas[low], self.log_sigmas[high], place - low).exp())
+
+    def at_share(self, share: float) -> float:
+        """The noise level after a share of sampling: everything at 0, nothing at 1, timesteps evenly between."""
+        if share <= 0:
+            return float("inf")
+        return 0.0 if share >= 1 else self.sigma((1 - share) * (len(self.log_sigmas) - 1))
+
+
+def noise_levels(sd_model: Any) -> NoiseLevels:
+    """Read from Forge's `predictor`, old Forge's `model_sampling` or A1111's `alphas_cumprod`.
+
+    Raises SaeError when the model has none of them.
+    """
+    holder = _holder(sd_model)
+    for name in ("predictor", "model_sampling"):
+        log_sigmas = getattr(getattr(holder, name, None), "log_sigmas", None)
+        if log_sigmas is not None:
+            return NoiseLevels(log_sigmas.detach().float().cpu())
+    alphas = getattr(sd_model, "alphas_cumprod", None)
+    if alphas is None:
+        raise SaeError(f"cannot read the noise levels of this model ({type(sd_model).__name__}): load a checkpoint of "
+                       f"the SAE's base model")
+    alphas = alphas.detach().double().cpu().clamp(1e-12, 1 - 1e-12)
+    return NoiseLevels(((1 - alphas) / alphas).sqrt().log().float())

@@ -1,0 +1,78 @@
+"""What the sidebar, an API call or an axis of the X/Y/Z plot asks for."""
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sae_models import Actuator, Choice, SaeError, parse
+from sae_models.adapter import BOTH, CONDITIONAL_ONLY
+from sae_models.concepts import format_choices
+
+CHOICES = {"actuator": [actuator.value for actuator in Actuator], "apply_to": [BOTH, CONDITIONAL_ONLY]}
+KINDS = {bool: "true or false", float: "a number", str: "text"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """In the order of the script's arguments; a new one comes last, because API users pass them by position.
+
+    start, end: the part of sampling in which it acts, as shares; hires: also in the second pass; hookpoint: "" is the
+    one the SAE's file says.
+    """
+    enabled: bool = False
+    sae: str = ""
+    concepts: str = ""
+    actuator: str = Actuator.ABLATE.value
+    start: float = 0.0
+    end: float = 1.0
+    apply_to: str = BOTH
+    hires: bool = True
+    hookpoint: str = ""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise SaeError(f"expected {name} to be one of {', '.join(allowed)}, got '{getattr(self, name)}'")
+        if not 0 <= self.start <= self.end <= 1:
+            raise SaeError(f"expected 0 <= start <= end <= 1, got {self.start:g} and {self.end:g}")
+
+    def with_strength(self, strength: float) -> "Settings":
+        """The same concepts, all with this strength."""
+        return replace(self, concepts=format_choices([Choice(c.name, strength) for c in parse(self.concepts)]))
+
+
+DEFAULTS = asdict(Settings())
+
+
+def read(arguments: Sequence[Any], axes: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from a script's arguments: by position, or all in one dict in the first place.
+
+    Whoever sends a dict, or sets an axis ({field: value}, and "strength" for all concepts), wants to erase unless it
+    says "enabled": false. Missing ones, and None, are the defaults. Raises SaeError for a name or value that makes no
+    sense, but not when erasing is off.
+    """
+    if arguments and isinstance(arguments[0], Mapping):
+        given = {"enabled": True, **arguments[0]}
+    else:
+        given = dict(zip(DEFAULTS, arguments, strict=False))
+    axes = dict(axes or {})
+    strength = axes.pop("strength", None)
+    given |= axes if not axes and strength is None else {**axes, "enabled": True}
+    if given.get("enabled") in (False, None):
+        return Settings()
+    settings = Settings(**{name: _checked(name, value) for name, value in given.items() if value is not None})
+    return settings if strength is None else settings.with_strength(strength)
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name not in DEFAULTS:
+        near = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0)[0]
+        raise SaeError(f"there is no setting '{name}'; did you mean '{near}'? There are {', '.join(DEFAULTS)}")
+    kind = type(DEFAULTS[name])
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise SaeError(f"expected {KINDS[kind]} for '{name}', got {value!r}")
+    return value
+

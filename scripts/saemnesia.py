@@ -1,0 +1,79 @@
+"""SAEmnesia in A1111, Forge, Forge Classic and reForge: the always-on script that they load.
+
+Everything of ours is imported here at once: the hosts have this extension's folder on the path only now.
+"""
+from pathlib import Path
+from typing import Any
+
+from modules import paths, script_callbacks, scripts, shared
+from modules.ui_components import InputAccordion
+
+from saemnesia_webui import axes, infotext, panel, routes, settings
+from saemnesia_webui.eraser import Eraser
+from saemnesia_webui.job import Job, as_sentence
+
+MODELS = Path(paths.models_path)
+ERASER = Eraser()
+
+
+class SaemnesiaScript(scripts.Script):
+    """Hosts swallow every exception raised here: what goes wrong becomes the job's error, which stops the sampling."""
+
+    def title(self) -> str:
+        return "SAEmnesia"
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        built = panel.build(InputAccordion, self.elem_id, MODELS)
+        self.infotext_fields = built.infotext_fields
+        return built.components
+
+    def process(self, p: Any, *args: Any) -> None:
+        """Forget what an earlier run, perhaps an aborted one, left armed; then arm what is asked."""
+        ERASER.disarm()
+        asked = settings.Settings()
+        try:
+            asked = settings.read(args, axes.of(p))
+            if asked.enabled:
+                ERASER.job = Job.prepare(asked, MODELS)
+        except Exception as error:
+            ERASER.job = Job(asked, error=as_sentence(error))
+
+    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """A batch begins. The text is cleared here and not in `process`, which ADetailer calls between pictures."""
+        infotext.clear(p.extra_generation_params)
+        if ERASER.job:
+            ERASER.job.begin()
+
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        """Pictures are decoded after this: refuse them, or say in their text what was erased."""
+        ps.samples = ERASER.finished(ps.samples)
+        if ERASER.job and ERASER.job.erased:
+            infotext.write(p.extra_generation_params, ERASER.job)
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        """ADetailer calls this without pictures before it paints a part anew: that part is erased too."""
+        if processed.images:
+            ERASER.disarm()
+
+
+def on_cfg_denoiser(params: Any) -> None:
+    """A model evaluation begins, in whatever pass of whatever script."""
+    ERASER.evaluation(shared.sd_model, params)
+
+
+def on_app_started(demo: Any, app: Any) -> None:
+    routes.add(app, MODELS, getattr(shared.cmd_opts, "api_auth", None))
+
+
+def add_axes() -> None:
+    axes.add(scripts.scripts_data, MODELS)
+
+
+script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
+script_callbacks.on_app_started(on_app_started)
+script_callbacks.on_before_ui(add_axes)
+script_callbacks.on_script_unloaded(ERASER.disarm)
+add_axes()

@@ -1,0 +1,268 @@
+"""A stand-in for A1111 and Forge, of our own making: the contract that was measured on the real ones, and no more.
+
+It swallows what scripts and callbacks raise, puts conditional rows first (Forge: last, and says so), splits calls,
+swaps models in the middle of sampling, runs inner passes as ADetailer does, and has options that raise. Its UNet is the
+real one of `ldm`; a "picture" is the latent that sampling ends with. gradio and fastapi are empty here:
+test_webui_page.py runs the real ones.
+"""
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+from torch import Tensor, nn
+
+REPO = Path(__file__).resolve().parents[1]
+SCRIPT = REPO / "scripts" / "saemnesia.py"
+ALPHAS = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000).square().neg().add(1).cumprod(0)
+
+
+class Options:
+    """`on_ui_settings` is not called without a page: an extension's own options do not exist then."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+def axis_option(label: str, kind: type, apply: Callable, choices: Callable | None = None) -> SimpleNamespace:
+    """An axis of the X/Y/Z plot."""
+    return SimpleNamespace(label=label, kind=kind, apply=apply)
+
+
+def sd_model(unet: nn.Module, forge: bool = False, sgm: bool = False) -> Any:
+    """A loaded checkpoint: A1111's `model.diffusion_model`, or Forge's `forge_objects` without `.model`."""
+    levels = ((1 - ALPHAS) / ALPHAS).sqrt().log()
+    if not forge:
+        return SimpleNamespace(model=SimpleNamespace(diffusion_model=unet), alphas_cumprod=ALPHAS, sgm=sgm)
+    kmodel = SimpleNamespace(diffusion_model=unet, predictor=SimpleNamespace(log_sigmas=levels))
+    patcher = SimpleNamespace(model=kmodel, add_block_modifier=lambda *a: None, model_options={})
+    return SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher))
+
+
+@dataclass
+class Processing:
+    """What a person asks for. prompts: per picture, the texts of `a AND b`; tokens: length of prompt and negative."""
+    prompts: list[list[int]] = field(default_factory=lambda: [[1]])
+    tokens: tuple[int, int] = (77, 77)
+    timesteps: tuple[float, ...] = (999.0, 666.0, 333.0)
+    size: tuple[int, int] = (8, 8)
+    n_iter: int = 1
+    evaluations: int = 1  # a step of Heun has two
+    batch_cond_uncond: bool = True
+    skip_uncond: bool = False
+    hires: bool = False
+    first: bool = True  # not when the page upscales a picture that is there
+    refiner: Any = None
+    tiles: int = 1
+    inner: bool = False  # ADetailer repaints every picture
+    loads: Any = None  # the checkpoint that this run has to load first
+    script_args: tuple = ()
+    scripts: tuple = ()
+    is_hr_pass: bool = False
+    extra_generation_params: dict = field(default_factory=dict)
+
+
+class Processed(SimpleNamespace):
+    """images, infotexts: one a picture."""
+
+
+class Webui:
+    """The host. `spy`: called in every UNet call with the sigma and which rows are conditional."""
+
+    def __init__(self, models: Path, model: Any, forge: bool = False) -> None:
+        self.models, self.forge = models, forge
+        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=SimpleNamespace(api_auth=None))
+        self.callbacks: dict[str, list[Callable]] = {}
+        self.errors: list[Exception] = []
+        self.autocast: Any = nullcontext
+        self.spy: Callable[[float, Tensor], None] = lambda sigma, conditional: None
+        self.accordion: Any = MagicMock()
+        self.grid = SimpleNamespace(axis_options=[], AxisOption=axis_option)
+
+    # --- loading the script --------------------------------------------------------------------------------
+
+    @contextmanager
+    def installed(self) -> Iterator["Webui"]:
+        """Put the modules an extension imports into place, and take them away again."""
+        def listen(kind: str) -> Callable:
+            return lambda callback: self.callbacks.setdefault(kind, []).append(callback)
+        grid_script = SimpleNamespace(script_class=type("Script", (), {"__module__": "xyz_grid.py"}), module=self.grid)
+        names = {
+            "paths": {"models_path": str(self.models)},
+            "shared": vars(self.shared), "ui_components": {"InputAccordion": self.accordion},
+            "script_callbacks": {f"on_{kind}": listen(kind) for kind in (
+                "cfg_denoiser", "app_started", "before_ui", "script_unloaded", "model_loaded")},
+            "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
+        }
+        before = dict(sys.modules)
+        sys.modules["modules"] = package = ModuleType("modules")
+        for name, content in names.items():
+            module = ModuleType(f"modules.{name}")
+            vars(module).update(content)
+            sys.modules[f"modules.{name}"] = module
+            setattr(package, name, module)
+        self.shared = sys.modules["modules.shared"]
+        for name in ("gradio", "fastapi", "fastapi.security"):
+            sys.modules.setdefault(name, MagicMock())
+        try:
+            self.script = self.load()
+            yield self
+        finally:
+            for name in set(sys.modules) - set(before):
+                if name.partition(".")[0] in ("modules", "gradio", "fastapi", "saemnesia_webui"):
+                    del sys.modules[name]
+
+    def load(self) -> Any:
+        """As the hosts do: under its file name, with the extension on the path only meanwhile."""
+        path = sys.path
+        sys.path = [str(REPO), *path]
+        try:
+            spec = importlib.util.spec_from_file_location(SCRIPT.name, SCRIPT)
+            self.module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(self.module)
+        finally:
+            sys.path = path
+        return self.module.SaemnesiaScript()
+
+    def reload(self) -> None:
+        """"Reload UI"."""
+        self.fire("script_unloaded")
+        self.callbacks.clear()
+        self.script = self.load()
+
+    def fire(self, kind: str, *values: Any) -> None:
+        for callback in self.callbacks.get(kind, []):
+            self._swallow(callback, *values)
+
+    def _swallow(self, call: Callable, *values: Any) -> None:
+        try:
+            call(*values)
+        except Exception as error:
+            self.errors.append(error)
+
+    def _scripts(self, p: Processing, event: str, *values: Any) -> None:
+        for script in p.scripts:
+            if hasattr(script, event):
+                self._swallow(getattr(script, event), p, *values, *p.script_args)
+
+    # --- a generation --------------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, use_script: bool = True, **options: Any) -> Processed:
+        """One run; `args`: those of our script."""
+        p = Processing(script_args=args, scripts=(self.script,) if use_script else (), **options)
+        return self.run(p)
+
+    def run(self, p: Processing) -> Processed:
+        self._scripts(p, "before_process")
+        if p.loads is not None:
+            self.shared.sd_model = p.loads
+            self.fire("model_loaded", p.loads)
+        self._scripts(p, "process")
+        images, infotexts = [], []
+        for batch in range(p.n_iter):
+            self._scripts(p, "before_process_batch")
+            self._scripts(p, "process_batch")
+            samples = SimpleNamespace(samples=self._sample(p, batch))
+            self._scripts(p, "post_sample", samples)
+            if not getattr(samples.samples, "already_decoded", False):
+                decoded = [sample.clone() for sample in samples.samples]
+            images += [self._inner(p, image) for image in decoded] if p.inner else decoded
+            infotexts += [dict(p.extra_generation_params)] * len(decoded)
+        processed = Processed(images=images, infotexts=infotexts)
+        self._scripts(p, "postprocess", processed)
+        return processed
+
+    def _inner(self, p: Processing, image: Tensor) -> Tensor:
+        """ADetailer: everybody's postprocess early, a pass without their scripts, then process on a copy."""
+        self._scripts(copy(p), "postprocess", Processed(images=[], infotexts=[]))
+        again = self.run(Processing(prompts=p.prompts[:1], timesteps=p.timesteps[-1:]))
+        self._scripts(copy(p), "before_process")
+        self._scripts(copy(p), "process")
+        return image + again.images[0]
+
+    def _sample(self, p: Processing, batch: int) -> Tensor:
+        with torch.inference_mode() if self.forge else torch.no_grad():
+            x = self._pass(p, batch, p.size) if p.first else torch.zeros(len(p.prompts), 4, *p.size)
+            if p.hires:
+                p.is_hr_pass = True
+                x = self._pass(p, batch, (2 * p.size[0], 2 * p.size[1]), start=x)
+                p.is_hr_pass = False
+        return x
+
+    def _pass(self, p: Processing, batch: int, size: tuple[int, int], start: Tensor | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(batch)
+        x = torch.randn(len(p.prompts), 4, *size, generator=generator)
+        x = x if start is None else x + nn.functional.interpolate(start, size)
+        for step, timestep in enumerate(p.timesteps):
+            if p.refiner is not None and step == 1:
+                self.shared.sd_model = p.refiner
+            for part in range(p.evaluations):
+                x = x - 0.1 * self._evaluate(p, x, timestep - 0.25 * part)
+        return x
+
+    def _evaluate(self, p: Processing, x: Tensor, timestep: float) -> Tensor:
+        """One evaluation of classifier-free guidance."""
+        cond = torch.cat([_embed(text, p.tokens[0]) for texts in p.prompts for text in texts])
+        uncond = torch.cat([_embed(0, p.tokens[1])] * len(x))
+        owners = [i for i, texts in enumerate(p.prompts) for _ in texts]
+        x_cond = x[owners]
+        self.fire("cfg_denoiser", SimpleNamespace(
+            x=x if self.forge else torch.cat([x_cond, x]), sigma=None, text_cond=cond, text_uncond=uncond,
+            denoiser=SimpleNamespace(p=p)))
+        rows = self._forge_rows(p, x, uncond) if self.forge else [(x_cond, cond, True), (x, uncond, False)]
+        rows = [part for part in rows if part[2] or not p.skip_uncond]
+        together = p.batch_cond_uncond and (len(rows) == 1 or p.tokens[0] == p.tokens[1])
+        calls = [rows] if together else [[part] for part in rows]
+        parts = [part for call in calls for part in self._call(call, timestep, p.tiles)]
+        eps = list(zip(parts, [kind for _, _, kind in rows], strict=True))
+        owners = owners if not self.forge else list(range(len(x))) * len(p.prompts[0])
+        total = torch.zeros_like(x).index_add(0, torch.tensor(owners), torch.cat([out for out, kind in eps if kind]))
+        uncond = next((out for out, kind in eps if not kind), total)
+        return uncond + 5 * (total - uncond)
+
+    def _forge_rows(self, p: Processing, x: Tensor, uncond: Tensor) -> list:
+        """Unconditional rows first; of `a AND b` a chunk for every text."""
+        texts = [torch.cat([_embed(text, p.tokens[0]) for text in chunk]) for chunk in zip(*p.prompts, strict=True)]
+        return [(x, uncond, False), *((x, text, True) for text in texts)]
+
+    def _call(self, parts: list, timestep: float, tiles: int) -> list[Tensor]:
+        """One UNet call for some rows, or one for each of the rows' tiles."""
+        x, context = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        conditional = torch.tensor([kind for rows, _, kind in parts for _ in rows])
+        slices = x.chunk(tiles, dim=3)
+        out = torch.cat([self._unet(part, timestep, context, conditional, [kind for _, _, kind in parts])
+                         for part in slices], 3)
+        return list(out.split([len(rows) for rows, _, _ in parts]))
+
+    def _unet(self, x: Tensor, timestep: float, context: Tensor, conditional: Tensor, kinds: list[bool]) -> Tensor:
+        t = torch.full((len(x),), timestep)
+        model = self.shared.sd_model
+        self.spy(sigma_at(timestep), conditional)
+        with self.autocast():
+            if self.forge:
+                options = {"cond_or_uncond": [int(not kind) for kind in kinds],
+                           "sigmas": torch.full((len(x),), sigma_at(timestep))}
+                unet = model.forge_objects.unet.model.diffusion_model
+                return unet(x, t, context=context, transformer_options=options).float()
+            if model.sgm:
+                return model.model.diffusion_model(x, timesteps=t, context=context).float()
+            return model.model.diffusion_model(x, t, context=context).float()
+
+
+def sigma_at(timestep: float) -> float:
+    """sigma = sqrt((1 - a) / a), linear in log sigma between whole timesteps."""
+    levels = ((1 - ALPHAS) / ALPHAS).sqrt().log()
+    low = int(timestep)
+    return float(torch.lerp(levels[low], levels[min(low + 1, 999)], timestep - low).exp())
+
+
+def _embed(text: int, tokens: int) -> Tensor:
+    """A prompt as the text encoder gives it: [1, tokens, 768]."""
+    return torch.randn(1, tokens, 768, generator=torch.Generator().manual_seed(text))

@@ -1,0 +1,555 @@
+"""The extension for A1111 and Forge without a host: the real `ldm` UNet in a stand-in for the host (fake_webui.py).
+
+One test a row of what was measured on the real hosts: the script's life cycle, how rows arrive, what moves and swaps
+models, and the ways in which an extension silently does not erase.
+"""
+import logging
+from copy import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_webui import Processing, Webui, sd_model, sigma_at
+from small_model import write_sae
+from webui_model import UNET, random_unet
+
+from sae_models import Actuator, Erasure, SaeError, hookpoint, read_header
+from sae_models.adapter import LoadedSae, build_edit
+
+import comfy.model_sampling  # isort: skip
+
+SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
+SAE, BLOCK = "animals.safetensors", "up_blocks.0.attentions.1"
+CAT = (True, SAE, "cat")
+CASES = {
+    "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
+    "long prompt": {"tokens": (154, 77)}, "batch_cond_uncond off": {"batch_cond_uncond": False, "prompts": [[1], [2]]},
+    "NGMS": {"skip_uncond": True}, "Heun": {"evaluations": 2}, "DDIM": {"timesteps": (999.0, 749.0, 499.0, 249.0)},
+    "wide": {"size": (4, 12)}, "hires": {"hires": True}, "two batches": {"n_iter": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_sae(folder / "sae" / SAE, d_in=64)
+    write_sae(folder / "sae" / "folder" / "sdxl.safetensors", d_in=64, base="sdxl")
+    return folder
+
+
+def new_unet(seed: int = 0, **changes) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return random_unet(SMALL | changes)
+
+
+@pytest.fixture
+def webui(models):
+    with Webui(models, sd_model(new_unet())).installed() as host:
+        yield host
+
+
+@pytest.fixture
+def forge(models):
+    with Webui(models, sd_model(new_unet(), forge=True), forge=True).installed() as host:
+        yield host
+
+
+def _unet(model, forge: bool) -> torch.nn.Module:
+    return (model.forge_objects.unet.model if forge else model.model).diffusion_model
+
+
+def unet_of(host: Webui) -> torch.nn.Module:
+    return _unet(host.shared.sd_model, host.forge)
+
+
+def hooks(unet: torch.nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+
+
+def texts(processed) -> str:
+    return str([key for text in processed.infotexts for key in text if "SAEmnesia" in key])
+
+
+def edit_of(models: Path, **options):
+    path = models / "sae" / SAE
+    return build_edit(LoadedSae(SAE, path, read_header(path)), "cat", Actuator.ABLATE, **options)
+
+
+def by_hand(host: Webui, models: Path, conditional_only=False, up_to=100, **options):
+    """The same run without the script: the core's Erasure in a plain hook, told sigma and rows by the stand-in.
+
+    up_to: higher maps are left alone.
+    """
+    erasure = Erasure([edit_of(models, conditional_only=conditional_only)])
+    now = {}
+    host.spy = lambda sigma, conditional: now.update(sigma=sigma, conditional=conditional)
+
+    def hook(module, inputs, output):
+        return erasure(output, now["sigma"], now["conditional"]).out if output.shape[2] <= up_to else output
+    handle = hookpoint.find(unet_of(host), BLOCK).register_forward_hook(hook)
+    try:
+        return host.generate(use_script=False, **options)
+    finally:
+        handle.remove()
+        host.spy = lambda sigma, conditional: None
+
+
+def watch(host: Webui) -> list:
+    """The UNet of every block's map that is edited from now on."""
+    calls, editing = [], host.module.ERASER._editing
+
+    def spy(job, sigma, conditional):
+        calls.append(job.fitted.unet)
+        return editing(job, sigma, conditional)
+    host.module.ERASER._editing = spy
+    return calls
+
+
+def refused(host: Webui, *args, says: str, **options) -> None:
+    """The run ends with the sentence, and the next one with the extension off is as if nothing had been."""
+    plain = host.generate(use_script=False)
+    model = host.shared.sd_model
+    with pytest.raises(SaeError, match=says):
+        host.generate(*args, **options)
+    assert hooks(unet_of(host)) == 0
+    host.shared.sd_model = model
+    assert hooks(unet_of(host)) == 0
+    after = host.generate(False)
+    assert same(after, plain) and texts(after) == "[]"
+
+
+# --- the edit, however rows arrive (2.5, 4) ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_erasure_is_that_of_the_core_in_every_arrangement_of_rows(webui, models, options, apply_to):
+    wanted = by_hand(webui, models, apply_to != "both", **options)
+    erased = webui.generate({"sae": SAE, "concepts": "cat", "apply_to": apply_to}, **options)
+    assert same(erased, wanted) and webui.errors == []
+    assert not same(erased, webui.generate(use_script=False, **options))
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_erasure_is_that_of_the_core_in_forge(forge, models, options, apply_to):
+    wanted = by_hand(forge, models, apply_to != "both", **options)
+    erased = forge.generate({"sae": SAE, "concepts": "cat", "apply_to": apply_to}, **options)
+    assert same(erased, wanted) and forge.errors == []
+    assert not same(erased, forge.generate(use_script=False, **options))
+
+
+def test_and_of_two_texts_beside_one_is_erased(webui, models):
+    uneven = {"prompts": [[1, 3], [2]]}
+    assert same(webui.generate({"sae": SAE, "concepts": "cat", "apply_to": "conditional only"}, **uneven),
+                by_hand(webui, models, conditional_only=True, **uneven))
+
+
+def test_tiles_are_erased_but_cannot_be_split_into_conditional_rows(webui, models):
+    tiled = {"tiles": 2, "batch_cond_uncond": False}
+    assert same(webui.generate(*CAT, **tiled), by_hand(webui, models, **tiled))
+    refused(webui, {"sae": SAE, "concepts": "cat", "apply_to": "conditional only"}, says="set 'apply to' to 'both'",
+            **tiled)
+
+
+def test_sdxl_calls_with_keywords_are_erased(webui, models):
+    webui.shared.sd_model = sd_model(unet_of(webui), sgm=True)
+    assert same(webui.generate(*CAT), by_hand(webui, models))
+
+
+@pytest.mark.parametrize("timestep", [0.0, 1.0, 333.0, 499.5, 749.25, 998.9, 999.0])
+def test_noise_levels_and_the_window_are_those_of_comfyui(webui, timestep):
+    from saemnesia_webui import model
+    theirs = comfy.model_sampling.ModelSamplingDiscrete()
+    ours = model.noise_levels(webui.shared.sd_model)
+    assert ours.sigma(timestep) == pytest.approx(float(theirs.sigma(torch.tensor(timestep))), rel=5e-5)
+    for share in (0.01, timestep / 999, 0.5, 0.99):
+        wanted = min(theirs.percent_to_sigma(share), 1e8)
+        assert min(ours.at_share(share), 1e8) == pytest.approx(float(wanted), rel=5e-5)
+
+
+def test_a_forge_models_own_noise_levels_are_read(forge, webui):
+    from saemnesia_webui import model
+    assert model.noise_levels(forge.shared.sd_model).sigma(500.5) == pytest.approx(sigma_at(500.5), rel=1e-6)
+
+
+def test_the_window_limits_when_it_acts(webui, models):
+    late = webui.generate({"sae": SAE, "concepts": "cat", "start": 0.6})
+    assert not same(late, webui.generate(*CAT)) and not same(late, webui.generate(False))
+    first_step_only = {"timesteps": (999.0,)}
+    assert same(webui.generate({"sae": SAE, "concepts": "cat", "start": 0.6}, **first_step_only),
+                webui.generate(False, **first_step_only))
+
+
+# --- strength 0, silence, off --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [(), (False, SAE, "cat"), (None,), (True, SAE, "cat:0, dog:0"), (True, SAE, "rocket"),
+                                  ({"enabled": False, "sae": "gone"},), (False, 5, 7)], ids=str)
+def test_off_strength_zero_and_silence_are_bit_identical(webui, args):
+    plain = webui.generate(use_script=False)
+    assert same(webui.generate(*args), plain)
+    assert hooks(unet_of(webui)) == 0
+
+
+def test_nothing_stays_after_a_run(webui):
+    plain = webui.generate(use_script=False)
+    erased = webui.generate(*CAT)
+    assert not same(erased, plain) and hooks(unet_of(webui)) == 0
+    assert same(webui.generate(False), plain) and same(webui.generate(use_script=False), plain)
+
+
+def test_the_sae_is_never_part_of_the_model(webui):
+    unet = unet_of(webui)
+    before = [name for name, _ in unet.named_modules()], list(unet.state_dict())
+    seen = []
+    webui.spy = lambda sigma, conditional: seen.append(([n for n, _ in unet.named_modules()], list(unet.state_dict())))
+    webui.generate(*CAT)
+    assert len(seen) == 3 and all(state == before for state in seen)
+
+
+# --- arguments (2.2, 2.3) ------------------------------------------------------------------------------------
+
+
+def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
+    by_position = webui.generate(True, SAE, "cat:0.5", "ablate", 0.1, 0.9, "both", True, BLOCK)
+    by_dict = webui.generate({"sae": SAE, "concepts": "cat:0.5", "start": 0.1, "end": 0.9, "hookpoint": BLOCK}, 1, 2)
+    assert same(by_position, by_dict) and not same(by_dict, webui.generate(*CAT))
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (("yes", SAE, "cat"), "expected true or false for 'enabled', got 'yes'"),
+    ((True, 5, "cat"), "expected text for 'sae', got 5"),
+    ((True, SAE, "cat", "ablate", "0.5"), "expected a number for 'start', got '0.5'"),
+    ((True, SAE, "cat", "ablate", float("nan")), "expected a number for 'start', got nan"),
+    ((True, SAE, "cat", "ablate", 0.9, 0.1), "expected 0 <= start <= end <= 1, got 0.9 and 0.1"),
+    ((True, SAE, "cat", "blur"), "expected actuator to be one of ablate, steer, replace, got 'blur'"),
+    ((True, SAE, "cat", "ablate", 0, 1, "negative"), "expected apply_to to be one of both, conditional only"),
+    (({"sae": SAE, "concept": "cat"},), "no setting 'concept'; did you mean 'concepts'"),
+    ((True, "", "cat"), "no SAE is chosen"), ((True,), "no SAE is chosen"),
+    ((True, "gone.safetensors", "cat"), "no SAE 'gone.safetensors' in .*sae: put the file there"),
+    ((True, "../animals.safetensors", "cat"), "there is no SAE"),
+    ((True, SAE, ""), "no concept is chosen"), ((True, SAE, "catt"), "has no concept 'catt'; nearest: cat"),
+    ((True, SAE, "cat:2"), "expected a strength of 0 to 1 for 'cat'"),
+    ((True, "folder/sdxl.safetensors", "cat"), "trained on a sdxl model and this one is sd15"),
+    ((True, SAE, "cat", "ablate", 0, 1, "both", True, "up_blocks.7.attentions.0"), "no block 'up_blocks.7"),
+])
+def test_a_slip_stops_the_run_with_its_sentence(webui, args, says):
+    refused(webui, *args, says=says)
+
+
+def test_a_damaged_file_stops_the_run(webui, models):
+    path = models / "sae" / "cut.safetensors"
+    path.write_bytes((models / "sae" / SAE).read_bytes()[:-5])
+    try:
+        refused(webui, True, "cut.safetensors", "cat", says=r"cut.safetensors cannot be read as safetensors")
+    finally:
+        path.unlink()
+
+
+def test_an_error_of_our_own_stops_the_run_too(webui, monkeypatch):
+    monkeypatch.setattr(webui.module.Job, "prepare", lambda *a: 1 / 0)
+    refused(webui, *CAT, says="SAEmnesia failed: ZeroDivisionError")
+
+
+# --- silent non-erasure (3) ----------------------------------------------------------------------------------
+
+
+def test_3_1_an_error_in_process_never_becomes_a_picture_that_says_erased(webui):
+    refused(webui, True, "gone.safetensors", "cat", says="there is no SAE")
+    assert webui.errors == []  # it was raised in the model call, where the host lets it through
+
+
+def test_3_2_a_refiner_of_another_build_stops_the_run(webui):
+    refused(webui, *CAT, says="reads tokens of width 64, but block .* of this model has 96",
+            refiner=sd_model(new_unet(channel_mult=[1, 3])))
+
+
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_3_3_after_a_switch_to_a_fitting_model_it_goes_on(request, models, name):
+    host = request.getfixturevalue(name)
+    first, second = host.shared.sd_model, sd_model(new_unet(1), forge=host.forge)
+    calls = watch(host)
+    erased = host.generate(*CAT, refiner=second)
+    assert len(erased.images) == 1 and hooks(unet_of(host)) == 0
+    host.shared.sd_model = first
+    assert hooks(unet_of(host)) == 0
+    assert calls == [unet_of(host), *[_unet(second, host.forge)] * 2]
+
+
+def test_3_4_the_inner_pass_of_adetailer_is_erased(webui, models):
+    inner = {"inner": True, "prompts": [[1], [2]], "n_iter": 2}
+    erased = webui.generate(*CAT, **inner)
+    assert same(erased, by_hand(webui, models, **inner)) and webui.errors == []
+    assert all(text["SAEmnesia concepts"] == "cat:1.0" for text in erased.infotexts)
+    assert hooks(unet_of(webui)) == 0 and same(webui.generate(False), webui.generate(use_script=False))
+
+
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_3_5_a_replaced_unet_stops_the_run(request, monkeypatch, name):
+    """SD Unet (TensorRT) patches forward: the UNet is called, its blocks are not."""
+    host = request.getfixturevalue(name)
+    plain = host.generate(use_script=False)
+    unet = unet_of(host)
+    calls = []
+    monkeypatch.setattr(type(unet), "forward", lambda self, x, *a, **k: calls.append(1) or x)
+    with pytest.raises(SaeError, match=f"nothing was erased: block {BLOCK} did not run"):
+        host.generate(*CAT, batch_cond_uncond=False)
+    assert len(calls) == 1
+    monkeypatch.undo()
+    assert hooks(unet) == 0 and same(host.generate(False), plain)
+
+
+def test_3_5_a_unet_that_is_not_even_called_gives_no_picture(webui, monkeypatch):
+    monkeypatch.setattr(webui, "_call", lambda parts, *a: [part[0] for part in parts])
+    with pytest.raises(SaeError, match="nothing was erased"):
+        webui.generate(*CAT)
+    assert hooks(unet_of(webui)) == 0
+    assert webui.generate(False).images
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_3_5_a_unet_that_is_left_out_in_one_step_only_gives_no_picture(webui, monkeypatch, step):
+    call, steps = webui._call, []
+
+    def sometimes(parts, timestep, tiles):
+        steps.append(timestep)
+        return [part[0] for part in parts] if len(steps) == step else call(parts, timestep, tiles)
+    monkeypatch.setattr(webui, "_call", sometimes)
+    with pytest.raises(SaeError, match="nothing was erased"):
+        webui.generate(*CAT)
+
+
+def test_a_host_that_announces_nothing_gives_no_picture(webui):
+    webui.callbacks.clear()
+    with pytest.raises(SaeError, match="nothing was erased"):
+        webui.generate(*CAT)
+
+
+def test_3_6_and_3_7_forges_patch_lists_are_not_relied_on(forge, models):
+    """reForge reads none of `add_block_modifier`; Forge replaces `forge_objects` by a copy before sampling."""
+    script = forge.script
+
+    class Resets:
+        def process_batch(self, p, *args, **kwargs):
+            forge.shared.sd_model.forge_objects = copy(forge.shared.sd_model.forge_objects)
+    erased = forge.run(Processing(script_args=CAT, scripts=(script, Resets())))
+    assert same(erased, by_hand(forge, models))
+
+
+def test_an_abort_elsewhere_leaves_nothing_for_the_next_run(webui):
+    """Postprocess is not called then."""
+    plain, unet = webui.generate(use_script=False), unet_of(webui)
+    handle = unet.out.register_forward_hook(lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        webui.generate(*CAT)
+    handle.remove()
+    assert not hookpoint.find(unet, BLOCK)._forward_hooks
+    assert same(webui.generate(False), plain) and hooks(unet) == 0
+
+
+def test_an_abort_after_sampling_leaves_no_hooks(webui):
+    class Fails:
+        def post_sample(self, p, ps, *args):
+            ps.samples = SimpleNamespace()
+    with pytest.raises(TypeError):
+        webui.run(Processing(script_args=CAT, scripts=(webui.script, Fails())))
+    assert hooks(unet_of(webui)) == 0
+
+
+def test_a_host_that_announces_something_else_gives_no_picture(webui):
+    """What the callback raises, the host swallows."""
+    fire = webui.fire
+    webui.fire = lambda kind, *values: fire(kind, SimpleNamespace(x=None, text_cond=5, denoiser=None))
+    with pytest.raises(SaeError, match="SAEmnesia failed: TypeError"):
+        webui.generate(*CAT)
+
+
+def test_a_model_without_a_unet_gives_no_picture(webui):
+    model = webui.shared.sd_model
+
+    class Other(torch.nn.Module):
+        def forward(self, x, t, context=None):
+            return x
+    webui.shared.sd_model = sd_model(Other())
+    with pytest.raises(SaeError, match="is a block of a UNet"):
+        webui.generate(*CAT)
+    webui.shared.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=Other().forward), sgm=False)
+    with pytest.raises(SaeError, match="cannot find the UNet of this model"):
+        webui.generate(*CAT)
+    webui.shared.sd_model = model
+    assert webui.generate(False).images
+
+
+# --- life cycle (2.2) ----------------------------------------------------------------------------------------
+
+
+def test_the_model_may_be_replaced_after_before_process(webui, models):
+    new = sd_model(new_unet(3))
+    erased = webui.generate(*CAT, loads=new)
+    assert same(erased, by_hand(webui, models)) and webui.shared.sd_model is new
+
+
+def test_the_same_modules_with_new_weights_stay_erased(webui, models):
+    webui.generate(*CAT)
+    unet_of(webui).load_state_dict(new_unet(4).state_dict())
+    assert same(webui.generate(*CAT), by_hand(webui, models))
+
+
+def test_infotext_is_written_after_the_erasure_and_not_before(webui):
+    class Looks:
+        seen = []
+
+        def process_batch(self, p, *args, **kwargs):
+            self.seen.append(dict(p.extra_generation_params))
+    p = Processing(script_args=CAT, scripts=(webui.script, Looks()))
+    erased = webui.run(p)
+    assert Looks.seen == [{}] and erased.infotexts[0]["SAEmnesia actuator"] == "ablate"
+    p.script_args = (False,)
+    assert texts(webui.run(p)) == "[]"  # a script that runs the same object again
+
+
+def test_the_hires_pass_can_be_left_alone(webui, models):
+    erased = webui.generate({"sae": SAE, "concepts": "cat", "hires": False}, hires=True)
+    assert same(erased, by_hand(webui, models, up_to=4, hires=True))
+    assert erased.infotexts[0]["SAEmnesia hires"] is False
+    assert not same(erased, webui.generate(*CAT, hires=True))
+
+
+def test_a_hires_pass_alone_that_is_to_be_left_alone_is_no_error(webui):
+    alone = {"hires": True, "first": False}
+    left = webui.generate({"sae": SAE, "concepts": "cat", "hires": False}, **alone)
+    assert same(left, webui.generate(False, **alone)) and texts(left) == "[]"
+
+
+def test_reloading_the_page_removes_hooks_and_adds_no_axis_twice(webui):
+    webui.module.ERASER.job = webui.module.Job.prepare(webui.module.settings.read(CAT), webui.models)
+    webui.fire("cfg_denoiser", SimpleNamespace(x=torch.zeros(2, 4, 8, 8), text_cond=torch.zeros(1, 77, 768),
+                                               denoiser=None))
+    assert hooks(unet_of(webui)) == 2
+    labels = [axis.label for axis in webui.grid.axis_options]
+    webui.reload()
+    webui.fire("before_ui")
+    assert hooks(unet_of(webui)) == 0
+    assert [axis.label for axis in webui.grid.axis_options] == labels
+    assert labels == [f"[SAEmnesia] {name}" for name in ("concepts", "strength", "actuator", "SAE")]
+
+
+def test_the_script_answers_to_its_name(webui):
+    assert webui.script.title() == "SAEmnesia"
+    assert webui.script.show(False) is webui.script.show(True) is not None
+
+
+def test_the_log_says_when_a_concept_fired(webui, caplog):
+    with caplog.at_level(logging.INFO, "saemnesia"):
+        webui.generate(True, SAE, "cat, rocket")
+    assert "SAEmnesia: steps in which a concept fired, of 3: cat 3, rocket 0" in caplog.text
+
+
+# --- what moves, casts and replaces (2.6) --------------------------------------------------------------------
+
+
+def test_modules_that_are_moved_by_hooks_are_erased_alike(webui, models):
+    """--lowvram and --medvram: a forward pre-hook of every block brings it to the device."""
+    wanted = by_hand(webui, models)
+    unet = unet_of(webui)
+    handles = [block.register_forward_pre_hook(lambda module, args: module.to("cpu") and None)
+               for block in (unet, *unet.input_blocks, unet.middle_block, *unet.output_blocks)]
+    assert same(webui.generate(*CAT), wanted)
+    assert hooks(unet) == len(handles)
+
+
+def test_under_autocast_the_edit_is_still_computed_in_full_precision(webui, models):
+    webui.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    kinds = []
+    erasure = Erasure.__call__
+
+    def spy(self, x, *args):
+        kinds.append(torch.is_autocast_enabled("cpu"))
+        return erasure(self, x, *args)
+    Erasure.__call__ = spy
+    try:
+        webui.generate(*CAT)
+    finally:
+        Erasure.__call__ = erasure
+    assert kinds == [False] * 3
+
+
+def test_attention_blocks_of_another_class_are_found(webui, models):
+    """ToMe gives the transformer blocks a class of its own; Forge has classes of its own for all."""
+    for module in unet_of(webui).modules():
+        if type(module).__name__ in ("BasicTransformerBlock", "SpatialTransformer"):
+            module.__class__ = type("Other", (type(module),), {})
+    assert same(webui.generate(*CAT), by_hand(webui, models))
+
+
+def test_a_second_hook_on_the_block_stays(webui, models):
+    seen = []
+    handle = hookpoint.find(unet_of(webui), BLOCK).register_forward_hook(lambda *a: seen.append(1))
+    webui.generate(*CAT)
+    assert len(seen) == 3 and hooks(unet_of(webui)) == 1
+    handle.remove()
+
+
+# --- X/Y/Z plot ----------------------------------------------------------------------------------------------
+
+
+def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
+    axes = {axis.label.removeprefix("[SAEmnesia] "): axis for axis in webui.grid.axis_options}
+
+    def cell(args, **values):
+        p = copy(Processing(scripts=(webui.script,), script_args=args))
+        for name, value in values.items():
+            axes[name].apply(p, value, [])
+        return webui.run(p)
+    assert same(cell((False, SAE), concepts="cat"), webui.generate(*CAT))
+    assert same(cell(CAT, strength=0.0), webui.generate(False))
+    assert same(cell((True, SAE, "dog, cat:0.3"), strength=0.5), webui.generate(True, SAE, "dog:0.5, cat:0.5"))
+    assert same(cell(CAT, actuator="steer", strength=-2.0), webui.generate(True, SAE, "cat:-2", "steer"))
+    assert same(cell((True, "", "cat"), SAE=SAE), webui.generate(*CAT))
+    assert same(cell((False, SAE)), webui.generate(False))
+    with pytest.raises(SaeError, match="no concept 'catt'"):
+        cell((False, SAE), concepts="catt")
+
+
+# --- infotext ------------------------------------------------------------------------------------------------
+
+
+def pasted(webui, models, params: dict) -> dict:
+    from saemnesia_webui import infotext, settings
+    return {name: infotext.reader(name, models)(params) for name in settings.DEFAULTS}
+
+
+def test_pasted_text_restores_every_setting(webui, models):
+    asked = {"sae": SAE, "concepts": "Cat, dog:0.25", "actuator": "replace", "start": 0.1, "end": 0.9,
+             "apply_to": "conditional only", "hires": False, "hookpoint": BLOCK}
+    written = webui.generate(asked).infotexts[0]
+    read_back = pasted(webui, models, {key: str(value) for key, value in written.items()})
+    assert read_back == asked | {"enabled": True, "concepts": "Cat:1.0, dog:0.25"}
+    short = webui.generate(*CAT).infotexts[0]
+    assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator"}
+    assert pasted(webui, models, short)["hires"] is True
+
+
+def test_text_without_an_erasure_switches_erasing_off_and_leaves_the_rest(webui, models):
+    values = pasted(webui, models, {"Steps": "20"})
+    assert values.pop("enabled") is False and set(values.values()) == {None}
+
+
+def test_the_hash_is_that_of_the_file_and_another_file_is_noticed(webui, models, caplog):
+    from saemnesia_webui import files
+    written = webui.generate(*CAT).infotexts[0]["SAEmnesia sae"]
+    assert written == f"{SAE} [{files.short_hash(models / 'sae' / SAE)}]"
+    assert pasted(webui, models, {"SAEmnesia sae": f"{SAE} [0123456789]"})["sae"] == SAE
+    assert "made with another animals.safetensors (0123456789)" in caplog.text
+
+
+def test_files_below_the_folder_are_listed_and_none_beside_it(webui, models):
+    from saemnesia_webui import files
+    assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors"]
+    assert files.names(models / "nowhere") == []

@@ -1,0 +1,58 @@
+"""For the tests in a real A1111 or Forge: what other extensions do to a generation. One argument says which."""
+from copy import copy
+
+import gradio as gr
+from modules import processing, scripts, shared
+
+
+def unet():
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    return (forge.unet.model if forge else shared.sd_model.model).diffusion_model
+
+
+class Meddle(scripts.Script):
+    restore = staticmethod(lambda: None)
+
+    def title(self):
+        return "meddle"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        return [gr.Textbox("", label="How", visible=False)]
+
+    def process(self, p, how, *args):
+        """replace: run another UNet; sd unet: the host's own way of that; fail: break the model call."""
+        self.restore()
+        if how in ("replace", "fail"):
+            model = unet()
+            model.forward = (lambda x, *a, **k: x) if how == "replace" else (lambda *a, **k: 1 / 0)
+            self.restore = lambda: model.__dict__.pop("forward", None)
+        if how == "sd unet":
+            from modules import sd_unet
+            fake = sd_unet.SdUnet()
+            fake.forward = lambda x, *a, **k: x
+            before, sd_unet.current_unet = sd_unet.current_unet, fake
+            self.restore = lambda: setattr(sd_unet, "current_unet", before)
+
+    def postprocess_image(self, p, pp, how, *args):
+        """inner: ADetailer's order of calls."""
+        if how != "inner":
+            return
+        quiet = copy(p)
+        p.scripts.postprocess(quiet, processing.Processed(p, [], p.seed, ""))
+        inner = processing.StableDiffusionProcessingImg2Img(
+            init_images=[pp.image], sd_model=p.sd_model, prompt=p.prompt, negative_prompt=p.negative_prompt,
+            width=p.width, height=p.height, steps=2, denoising_strength=0.5, seed=1, cfg_scale=p.cfg_scale,
+            sampler_name=p.sampler_name, do_not_save_samples=True, do_not_save_grid=True)
+        inner.scripts, inner.script_args = None, []
+        pp.image = processing.process_images(inner).images[0]
+        inner.close()
+        again = copy(p)
+        p.scripts.before_process(again)
+        p.scripts.process(again)
+
+    def postprocess(self, p, processed, how, *args):
+        if processed.images:
+            self.restore()

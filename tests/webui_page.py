@@ -1,0 +1,93 @@
+"""The sidebar in a real gradio, in a process of its own: python tests/webui_page.py MODELS PORT (or - for no server)
+
+The path decides which gradio and fastapi. The host around them is the stand-in of fake_webui.py; its InputAccordion is
+of our own making too, a checkbox beside an accordion. Prints what `ui()` made and what the routes answer as JSON, then
+serves the page until it is ended.
+"""
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+from fake_webui import REPO, Webui
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.testclient import TestClient
+
+LOGIN = "someone:secret"
+if hasattr(gr, "component_meta"):
+    gr.component_meta.create_or_modify_pyi = lambda *args: None  # else gradio 4 writes a .pyi beside this file
+
+
+class InputAccordion(gr.Checkbox):
+    """A checkbox, with an accordion for what is built inside the `with` block."""
+
+    def __init__(self, value: bool, **kwargs: Any) -> None:
+        super().__init__(value, **kwargs)
+        self.accordion = gr.Accordion(kwargs["label"], open=True, elem_classes=["input-accordion"])
+
+    def __enter__(self) -> "InputAccordion":
+        self.accordion.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.accordion.__exit__(*error)
+
+    def get_block_name(self) -> str:
+        return "checkbox"
+
+
+def described(component: Any) -> list:
+    """What the hosts' /script-info shows of it."""
+    choices = [c[0] if isinstance(c, tuple) else c for c in getattr(component, "choices", None) or []]
+    return [type(component).__name__, component.label, component.value, choices]
+
+
+def answers(client: TestClient, *paths: str, **options: Any) -> list:
+    return [[answer.status_code, answer.json()] for answer in (client.get(path, **options) for path in paths)]
+
+
+def routes(host: Webui, api_auth: str | None, **options: Any) -> list:
+    """What an API user is told; `demo` is None with --nowebui."""
+    host.shared.cmd_opts = SimpleNamespace(api_auth=api_auth)
+    app = FastAPI()
+    host.fire("app_started", None, app)
+    return answers(TestClient(app), "/saemnesia/saes", "/saemnesia/concepts?sae=animals.safetensors",
+                   "/saemnesia/concepts?sae=../x", **options)
+
+
+def main(models: Path, port: str) -> None:
+    host = Webui(models, None)
+    host.accordion = InputAccordion
+    with host.installed(), gr.Blocks() as page:
+        tabs = []
+        for tab in ("txt2img", "txt2img", "img2img"):  # the hosts call it more than once
+            host.script.elem_id = lambda item, tab=tab: f"script_{tab}_saemnesia_{item}"
+            tabs.append(host.script.ui(tab == "img2img"))
+        fields = [[type(part).__name__, read({})] for part, read in host.script.infotext_fields]
+        paste, result = gr.Button("Paste"), gr.Textbox(label="Result")
+        paste.click(lambda: ("Dog:0.5, noto style", "steer"), outputs=[tabs[0][2], tabs[0][3]])
+        gr.Button("Generate").click(lambda *args: str(dict(zip(host.module.settings.DEFAULTS, args, strict=True))),
+                                    inputs=tabs[0], outputs=[result])
+        said = {"gradio": gr.__version__, "tabs": [[described(part) for part in tab] for tab in tabs],
+                "infotext": fields, "open": routes(host, None),
+                "closed": routes(host, LOGIN), "login": routes(host, LOGIN, auth=tuple(LOGIN.split(":"))),
+                "wrong": routes(host, LOGIN, auth=("someone", "else")), "errors": [repr(e) for e in host.errors]}
+        print(json.dumps(said), flush=True)
+    if port != "-":
+        serve(page, int(port))
+
+
+def serve(page: gr.Blocks, port: int) -> None:
+    import uvicorn
+    app = FastAPI()
+    for name in ("javascript/saemnesia.mjs", "web/js/concept_text.js", "style.css"):
+        kind = "text/css" if name.endswith("css") else "text/javascript"
+        app.add_api_route(f"/{name}", lambda name=name, kind=kind: FileResponse(REPO / name, media_type=kind))
+    uvicorn.run(gr.mount_gradio_app(app, page, "/page"), host="127.0.0.1", port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
