@@ -331,6 +331,18 @@ def test_a_host_that_announces_nothing_gives_no_picture(webui):
         webui.generate(*CAT)
 
 
+def test_every_batch_has_to_be_erased_itself(webui):
+    class Silences:
+        batches = 0
+
+        def process_batch(self, p, *args, **kwargs):
+            self.batches += 1
+            if self.batches == 2:
+                webui.callbacks.clear()
+    with pytest.raises(SaeError, match="nothing was erased"):
+        webui.run(Processing(script_args=CAT, scripts=(webui.script, Silences()), n_iter=2))
+
+
 def test_3_6_and_3_7_forges_patch_lists_are_not_relied_on(forge, models):
     """reForge reads none of `add_block_modifier`; Forge replaces `forge_objects` by a copy before sampling."""
     script = forge.script
