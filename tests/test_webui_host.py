@@ -2,14 +2,13 @@
 import base64
 import io
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from small_model import write_sae
 from webui_host import WebuiError, WebuiHost
 from webui_model import SAE, write_models
@@ -184,15 +183,13 @@ def test_routes_answer(host):
 
 
 @pytest.fixture(scope="module")
-def page(host) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        opened = chromium.new_page(viewport={"width": 1500, "height": 1500})
-        opened.route("**/*", lambda route: route.continue_() if host.url in route.request.url else route.abort())
-        opened.goto(host.url, wait_until="domcontentloaded")
-        expect(opened.locator("#txt2img_generate")).to_be_visible(timeout=120_000)
-        yield opened
-        chromium.close()
+def page(host, browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1500, "height": 1500})
+    opened.route("**/*", lambda route: route.continue_() if host.url in route.request.url else route.abort())
+    opened.goto(host.url, wait_until="domcontentloaded")
+    expect(opened.locator("#txt2img_generate")).to_be_visible(timeout=120_000)
+    yield opened
+    opened.close()
 
 
 def accordion(page: Page):
