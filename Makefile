@@ -5,7 +5,7 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-overhead checkpoint
+.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-overhead bench-training checkpoint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -40,6 +40,10 @@ bench-methods: setup checkpoint ## our training and selection against the papers
 
 bench-overhead: setup checkpoint ## what erasing costs in time and memory
 	$(HOST_PYTHON) -m benchmarks.overhead $(ARGS)
+
+bench-training: ## how fast SAEs train, and how well, beside three other libraries
+	@$(PYTHON) tools/setup_host.py --peers
+	$(HOST_PYTHON) -m benchmarks.training $(ARGS)
 
 checkpoint: $(CHECKPOINT) ## assemble the small model of the demo and the benchmarks
 

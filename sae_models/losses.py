@@ -15,7 +15,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from .maps import Maps
 from .parallel import total
-from .sae import Latents, Sae
+from .sae import Sae
 from .sparse import Coded
 
 
@@ -41,7 +41,7 @@ def fvu(x: Tensor, x_hat: Tensor) -> Tensor:
 def auxk(sae: Sae, x: Tensor, coded: Coded, dead: Tensor) -> Tensor:
     """FVU of the residual x - x_hat rebuilt from the d_in / 2 strongest dead latents (Gao et al. 2024, section 2.4).
 
-    dead: bool [d_sae].
+    dead: bool [d_sae]. So many latents a token are rebuilt faster by a dense product over the dead ones.
     """
     count = min(int(dead.sum()), sae.config.d_in // 2)
     if count == 0:
@@ -50,7 +50,7 @@ def auxk(sae: Sae, x: Tensor, coded: Coded, dead: Tensor) -> Tensor:
     pre_acts = linear(x - sae.b_dec, sae.encoder.weight[rows], sae.encoder.bias[rows]).relu()
     acts, places = pre_acts.topk(count, dim=-1, sorted=False)
     residual = (x - coded.x_hat).detach()
-    rebuilt = sae.decode(Latents(acts, rows[places])) - sae.b_dec
+    rebuilt = torch.zeros_like(pre_acts).scatter(1, places, acts) @ sae.W_dec[rows]
     return (residual - rebuilt).pow(2).sum() / total(residual.pow(2).sum())
 
 

@@ -23,7 +23,7 @@ from .losses import Weights
 from .maps import Maps, Window
 from .prompts import Subject
 from .sae import Sae, SaeConfig
-from .sparse import code
+from .sparse import code, row_products
 from .storage import write_tensors
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -116,22 +116,23 @@ class Trainer:
     def _step_that_fits(self) -> dict[str, Tensor]:
         """One step; when memory runs out for the first time, with half the maps from then on."""
         try:
-            return self._train_step()
+            return self.train_step()
         except RuntimeError as error:
             if not _out_of_memory(error) or self.batch < self.settings.batch or self.batch < 2:
                 raise
             self.batch //= 2
             log.warning("SAEmnesia: out of memory with %d maps a step; going on with %d", self.settings.batch,
                         self.batch)
-        return self._train_step()
+        return self.train_step()
 
-    def _train_step(self) -> dict[str, Tensor]:
+    def train_step(self) -> dict[str, Tensor]:
+        """One step on maps of the window; the losses it had."""
         if self.step == 0:
             self._centre()
         seed = self.settings.seed * 1_000_003 + self.step
         maps = self.window.batch(self.batch, seed, parallel.part()).to(self.device)
-        numbers = self._losses(maps)
         self.optimizer.zero_grad()
+        numbers = self._losses(maps)
         sum(numbers.values()).backward()
         parallel.sum_gradients(self.sae.parameters())
         self._update()
@@ -169,7 +170,8 @@ class Trainer:
         unit_rows = not (self.latents and self.settings.published)
         grad, W_dec = self.sae.W_dec.grad, self.sae.W_dec.detach()
         if unit_rows:
-            grad -= (grad * W_dec).sum(1, keepdim=True) * W_dec
+            along = row_products(grad, W_dec, torch.arange(len(grad), device=grad.device)[:, None])
+            grad.addcmul_(along, W_dec, value=-1)
         nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()

@@ -3,34 +3,16 @@
 FOLDER holds `x.safetensors` with tokens x [n, d_in], and folders that these libraries shall load: `sparsify*` and
 `saelens*`. SAEs that the libraries make and save themselves are added as `sparsify-own` and `saelens-own*`. Beside each
 comes `<folder>.safetensors`: z [n, d_sae] and x_hat [n, d_in] as the library computes them.
-
-What the two import for data sets, tables, logging and distributed training is not installed; nothing here gets there.
 """
 import json
 import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
-from unittest.mock import MagicMock
 
-ABSENT = ("accelerate", "datasets", "pandas", "schedulefree", "wandb")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.peers import make_importable
 
-class StandIn(MetaPathFinder, Loader):
-    """Lets `import pandas` pass."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in ABSENT else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return MagicMock(name=spec.name, __path__=[])
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
-
-
-sys.meta_path.insert(0, StandIn())
+make_importable()
 
 import sae_lens  # noqa: E402
 import sparsify  # noqa: E402

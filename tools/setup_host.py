@@ -1,11 +1,11 @@
 """Set up a pinned ComfyUI in `.host/`: the one host that the demo, the benchmarks and the tests all run.
 
-    python3 tools/setup_host.py [--tests] [--with-browser]
+    python3 tools/setup_host.py [--tests] [--peers] [--with-browser]
 
-`--tests` adds pytest, the newest front end, SAELens and sparsify to compare with, and for the tests of the A1111 and
-Forge side `ldm` and their two versions of gradio; `--with-browser` adds Debian's Chromium. Only the standard library
-is needed to start. Every finished step leaves a stamp inside the folder it made: a second run does nothing, and
-deleting a folder under `.host/` makes only the steps that filled it run again.
+`--tests` adds pytest, the newest front end, the SAE libraries to compare with, and for the tests of the A1111 and
+Forge side `ldm` and their two versions of gradio; `--peers` only the SAE libraries; `--with-browser` adds Debian's
+Chromium. Only the standard library is needed to start. Every finished step leaves a stamp inside the folder it made: a
+second run does nothing, and deleting a folder under `.host/` makes only the steps that filled it run again.
 
 PyPI's torch for Linux carries CUDA (some gigabytes). For the CPU build set TORCH_INDEX_URL to the index that
 the install page of pytorch.org shows for "CPU"; it is given to pip as `--index-url` for torch alone.
@@ -228,7 +228,7 @@ def unpack_newest_frontend() -> None:
 
 
 def install_peers() -> None:
-    """A folder of its own, which only the process that runs SAELens and sparsify has on its path."""
+    """A folder of its own, which only a process that runs these libraries has on its path."""
     pip("peers", "install", "--no-deps", "--upgrade", "--target", PEERS, "-r", PEER_REQUIREMENTS)
 
 
@@ -278,10 +278,12 @@ TEST_STEPS = (
          VENV, TEST_REQUIREMENTS.read_text()),
     Step("frontend", f"{FRONTEND}, the newest front end (30 MB)", unpack_newest_frontend, ONLINE,
          NEWEST_FRONTEND, FRONTEND),
-    Step("peers", "SAELens and sparsify, to compare with (24 MB)", install_peers, ONLINE, PEERS,
-         PEER_REQUIREMENTS.read_text()),
     *(Step(name, says, partial(install_folder, name), ONLINE, HOST / name, folder_requirements(name).read_text())
       for name, says in FOLDERS.items()),
+)
+PEER_STEPS = (
+    Step("peers", "SAELens, sparsify and dictionary_learning, to compare with (25 MB)", install_peers, ONLINE, PEERS,
+         PEER_REQUIREMENTS.read_text()),
 )
 BROWSER_STEPS = (
     Step("chromium", "Debian's Chromium, for the tests of the page (100 MB)", install_chromium,
@@ -307,10 +309,12 @@ def set_up(steps: tuple[Step, ...]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tests", action="store_true", help="also what only the tests need")
+    parser.add_argument("--peers", action="store_true", help="also the SAE libraries to compare with")
     parser.add_argument("--with-browser", action="store_true", help="also Chromium, for tests of the page")
     wanted = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    set_up(HOST_STEPS + TEST_STEPS * wanted.tests + BROWSER_STEPS * wanted.with_browser)
+    set_up(HOST_STEPS + TEST_STEPS * wanted.tests + PEER_STEPS * (wanted.tests or wanted.peers)
+           + BROWSER_STEPS * wanted.with_browser)
     print(f"The host in {HOST.relative_to(REPO)}/ is ready.")
 
 
