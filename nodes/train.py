@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
+from ..sae_models.adapter import LoadedSae
 from ..sae_models.job import train_to_file
 from ..sae_models.sae import SaeConfig
 from ..sae_models.training import TrainSettings
@@ -74,6 +75,9 @@ class Train(io.ComfyNode):
                 io.Boolean.Input("keep_activations", default=False, tooltip=(
                     "Store what the model puts out in models/sae/<name>.activations, to learn from it again without "
                     "painting. It takes gigabytes.")),
+                files.SaeType.Input("start", optional=True, tooltip=(
+                    "An SAE of the same block, yours or a published one, to teach the concepts. Then all steps go into "
+                    "the concepts, and k is that SAE's. Without it a new SAE is trained first.")),
             ],
             outputs=[files.SaeType.Output("sae", display_name="SAE"), io.Image.Output("report_picture"),
                      io.String.Output("report")],
@@ -86,12 +90,12 @@ class Train(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, name: str, concepts: str, prompts: str, memory: str, pictures: int,
                 training_steps: int, width: int, height: int, steps: int, cfg: float, hookpoint: str, k: int, seed: int,
-                keep_activations: bool) -> io.NodeOutput:
+                keep_activations: bool, start: LoadedSae | None = None) -> io.NodeOutput:
         preset, out = PRESETS[memory], files.new_path(name)
         painting = Painting(width, height, steps, cfg, batch=min(preset.at_once, pictures), seed=seed)
         what = training.lesson(concepts, prompts, hookpoint, painting, pictures)
         d_in = training.width(model, what.hookpoint)
-        first = max(1, training_steps * 3 // 7)
+        first = 0 if start else max(1, training_steps * 3 // 7)
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
         config = SaeConfig(d_in, preset.expansion * d_in, k)
         job = training.job(model, what, config, settings, int(preset.memory * GIGABYTE))
@@ -101,6 +105,7 @@ class Train(io.ComfyNode):
         make = training.source(model, clip, what, job, keep, shown.painted)
         comfy.model_management.free_memory(_needed(job.config), comfy.model_management.get_torch_device())
         with torch.inference_mode(False), torch.enable_grad():
+            job = job.starting_from(start.path) if start else job
             report = train_to_file(job, _inference(make), out, shown.trained, comfy.model_management.get_torch_device())
         picture = np.asarray(chart.report_picture(report, settings.steps), dtype=np.float32) / 255
         return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(),

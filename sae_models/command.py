@@ -27,6 +27,8 @@ GIGABYTE = 10**9
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What is trained and for how long, whatever the maps come from."""
     parser.add_argument("--out", type=Path, required=True, help="the SAE file to write, in models/sae")
+    parser.add_argument("--start", type=Path, help="an SAE of the same block, ours or published, to teach the concepts: "
+                        "the first stage, --latents and --k are then left out")
     parser.add_argument("--latents", type=int, default=0, help="d_sae; 16 times the block's width unless given")
     parser.add_argument("--k", type=int, default=32, help="latents a token keeps")
     parser.add_argument("--unsupervised-steps", type=int, default=TrainSettings.unsupervised_steps)
@@ -71,6 +73,7 @@ def progress_lines(steps: int) -> Progress:
 def run(job: Job, make: MakeChunk, options: argparse.Namespace) -> Report:
     """Train and say what came of it."""
     out = options.out
+    job = job.starting_from(options.start) if options.start else job
     report = train_to_file(job, make, out, progress_lines(job.settings.steps), parallel.device(),
                            options.checkpoint_seconds)
     if parallel.world()[0] == 0:

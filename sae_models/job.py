@@ -1,11 +1,11 @@
 """From maps to a file: train, judge on pictures held out, write the SAE with its concepts and the report beside it.
 
-While it runs, `<file>.training` holds its whole state; the same job started again goes on from there.
+An SAE that is there already, ours or published, can be gone on from: only the concepts are then learned. While it runs, `<file>.training` holds its whole state; the same job started again goes on from there.
 """
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,10 @@ import torch
 from . import parallel, report, scoring
 from .concepts import Concept
 from .errors import SaeError
-from .formats import Header, read_header, write
+from .formats import Header, read_header, read_sae, write
 from .maps import MakeChunk, Maps, Window, joined
 from .origin import Origin
-from .sae import SaeConfig
+from .sae import Sae, SaeConfig
 from .storage import write_json, write_text
 from .training import SCORED_MAPS, Progress, Trainer, TrainSettings
 
@@ -25,16 +25,41 @@ CHECKPOINT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides an SAE. memory: bytes of maps held at once."""
+    """All that decides an SAE. memory: bytes of maps held at once; start: the SAE to go on from."""
     origin: Origin
     config: SaeConfig
     settings: TrainSettings
     memory: int = 2 * 10**9
+    start: Sae | None = field(default=None, repr=False)
+
+    def starting_from(self, path: Path) -> "Job":
+        """This job without its first stage, on an SAE that is there.
+
+        Raises SaeError when that cannot be read, or is of another block.
+        """
+        sae, header = read_sae(path)
+        origin, residual = self.origin, {True: "output minus input", False: "output"}
+        theirs = (header.hookpoint or origin.hookpoint, header.config.d_in, residual[header.residual])
+        ours = (origin.hookpoint, origin.d_in, residual[origin.residual])
+        if theirs != ours:
+            raise SaeError(f"{path.name} cannot be gone on from: it reads {'{} (width {}, {})'.format(*theirs)}, and "
+                           f"training is on {'{} (width {}, {})'.format(*ours)}")
+        about = origin.about | {"start": f"{path.name} {fingerprint(sae)}"}
+        return replace(self, origin=replace(origin, about=about), config=header.config, start=sae,
+                       settings=replace(self.settings, unsupervised_steps=0))
 
     @property
     def digest(self) -> str:
         """Another for another job."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def fingerprint(sae: Sae) -> str:
+    """Another for other weights."""
+    digest = hashlib.sha256()
+    for value in sae.state_dict().values():
+        digest.update(value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def checkpoint_of(out: Path) -> Path:
@@ -68,7 +93,8 @@ def train_to_file(job: Job, make: MakeChunk, out: Path, progress: Progress, devi
     if finished(job, out):
         return report.from_json(report_of(out))
     window = Window(make, job.origin.chunks, job.memory, device)
-    trainer = Trainer(job.config, job.origin.subjects, window, job.settings, device, job.origin.about)
+    trainer = Trainer(job.config, job.origin.subjects, window, job.settings, device, job.origin.about,
+                      job.start)
     checkpoint = checkpoint_of(out)
     if checkpoint.exists():
         trainer.resume(checkpoint)

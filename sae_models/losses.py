@@ -38,20 +38,10 @@ def fvu(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat).pow(2).sum() / total(centred.pow(2).sum())
 
 
-def auxk(sae: Sae, x: Tensor, coded: Coded, dead: Tensor) -> Tensor:
-    """FVU of the residual x - x_hat rebuilt from the d_in / 2 strongest dead latents (Gao et al. 2024, section 2.4).
-
-    dead: bool [d_sae]. So many latents a token are rebuilt faster by a dense product over the dead ones.
-    """
-    count = min(int(dead.sum()), sae.config.d_in // 2)
-    if count == 0:
-        return x.new_zeros(())
-    rows = dead.nonzero()[:, 0]
-    pre_acts = linear(x - sae.b_dec, sae.encoder.weight[rows], sae.encoder.bias[rows]).relu()
-    acts, places = pre_acts.topk(count, dim=-1, sorted=False)
+def auxk(x: Tensor, coded: Coded) -> Tensor:
+    """Share of the residual x - x_hat that the dead latents leave unexplained (Gao et al. 2024, section 2.4)."""
     residual = (x - coded.x_hat).detach()
-    rebuilt = torch.zeros_like(pre_acts).scatter(1, places, acts) @ sae.W_dec[rows]
-    return (residual - rebuilt).pow(2).sum() / total(residual.pow(2).sum())
+    return (residual - coded.dead_hat).pow(2).sum() / total(residual.pow(2).sum())
 
 
 def carry_and_silence(sae: Sae, maps: Maps, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:

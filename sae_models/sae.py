@@ -56,6 +56,10 @@ class Sae(nn.Module):
         """Give every row of W_dec unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """W_enc, b_enc, W_dec, b_dec."""
+        return self.encoder.weight, self.encoder.bias, self.W_dec, self.b_dec
+
     def logits(self, x: Tensor) -> Tensor:
         """Pre-activations before the ReLU: [..., d_in] -> [..., d_sae]."""
         return self.encoder(x - self.b_dec)

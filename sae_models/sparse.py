@@ -12,50 +12,72 @@ from torch.nn.functional import embedding_bag
 
 
 class Coded(NamedTuple):
-    """x_hat [T, d_in]; top_acts, never negative, and top_indices [T, k]."""
+    """x_hat [T, d_in]; dead_hat [T, d_in]: what the strongest of the dead latents add up to, without b_dec; top_acts,
+    never negative, and top_indices [T, k]."""
     x_hat: Tensor
+    dead_hat: Tensor
     top_acts: Tensor
     top_indices: Tensor
 
 
-def code(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, half: bool = False) -> Coded:
+def code(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, half: bool = False,
+         dead: Tensor | None = None) -> Coded:
     """x_hat = TopK_k(ReLU((x - b_dec) W_enc^T + b_enc)) W_dec + b_dec for tokens [T, d_in].
 
-    Gradients reach the four parameters through x_hat; not x, and not through the other two results. half: latents are
-    preselected in bfloat16, twice as many as are kept, and their activations computed again in full.
+    Gradients reach the four parameters through x_hat and dead_hat; not x, and not through the other results. half:
+    latents are preselected in bfloat16, twice as many as are kept, and their activations computed again in full.
+    dead: int [D], the latents of which the d_in / 2 strongest a token make dead_hat (AuxK; Gao et al. 2024, section
+    2.4). They are so many that dense products are faster: three, because the encoder's is made already.
     """
-    return Coded(*_Code.apply(x, W_enc, b_enc, W_dec, b_dec, k, half))
+    dead = torch.zeros(0, dtype=torch.long, device=x.device) if dead is None else dead
+    return Coded(*_Code.apply(x, W_enc, b_enc, W_dec, b_dec, k, half, dead))
 
 
-def select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, half: bool) -> tuple[Tensor, Tensor]:
-    """(pre-activations before the ReLU, indices) of the k largest latents of each token, [T, k] each."""
+def select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits, indices) of the k largest latents of each token, [T, k] each; and all logits [T, d_sae], with `half` in
+    bfloat16. A logit is a pre-activation before the ReLU."""
     if not half:
-        return torch.addmm(b_enc, x, W_enc.T).topk(k, sorted=False)
+        logits = torch.addmm(b_enc, x, W_enc.T)
+        return *logits.topk(k, sorted=False), logits
     rough = torch.addmm(b_enc.bfloat16(), x.bfloat16(), W_enc.bfloat16().T)
     near = rough.topk(min(2 * k, len(W_enc)), sorted=False).indices
-    acts, places = (row_products(x, W_enc, near) + b_enc[near]).topk(k, sorted=False)
-    return acts, near.gather(1, places)
+    logits, places = (row_products(x, W_enc, near) + b_enc[near]).topk(k, sorted=False)
+    return logits, near.gather(1, places), rough
 
 
 class _Code(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, half: bool):
+    def forward(ctx, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, half: bool,
+                dead: Tensor):
         centred = x - b_dec
-        acts, indices = select(centred, W_enc, b_enc, k, half)
+        acts, indices, logits = select(centred, W_enc, b_enc, k, half)
         acts = acts.relu_()
-        ctx.save_for_backward(centred, W_enc, W_dec, acts, indices)
+        dead_acts = _strongest(logits.index_select(1, dead).to(x.dtype), x.shape[1] // 2)
+        ctx.save_for_backward(centred, W_enc, W_dec, acts, indices, dead, dead_acts)
         ctx.mark_non_differentiable(acts, indices)
-        return embedding_bag(indices, W_dec, per_sample_weights=acts, mode="sum") + b_dec, acts, indices
+        x_hat = embedding_bag(indices, W_dec, per_sample_weights=acts, mode="sum") + b_dec
+        return x_hat, dead_acts @ W_dec[dead], acts, indices
 
     @staticmethod
-    def backward(ctx, grad: Tensor, *_):
-        centred, W_enc, W_dec, acts, indices = ctx.saved_tensors
+    def backward(ctx, grad: Tensor, dead_grad: Tensor, *_):
+        centred, W_enc, W_dec, acts, indices, dead, dead_acts = ctx.saved_tensors
         grad = grad.contiguous()
         to_acts = row_products(grad, W_dec, indices) * (acts > 0)
         bags = _Bags(indices, len(W_dec))
+        to_W_enc, to_W_dec = bags.sum(centred, to_acts), bags.sum(grad, acts)
         to_b_enc = torch.zeros_like(W_enc[:, 0]).index_add_(0, indices.flatten(), to_acts.flatten())
-        return (None, bags.sum(centred, to_acts), to_b_enc, bags.sum(grad, acts),
-                grad.sum(0) - to_b_enc @ W_enc, None, None)
+        if len(dead):
+            to_dead = (dead_grad @ W_dec[dead].T).mul_(dead_acts > 0)
+            to_W_enc.index_add_(0, dead, to_dead.T @ centred)
+            to_W_dec.index_add_(0, dead, dead_acts.T @ dead_grad)
+            to_b_enc.index_add_(0, dead, to_dead.sum(0))
+        return None, to_W_enc, to_b_enc, to_W_dec, grad.sum(0) - to_b_enc @ W_enc, None, None, None
+
+
+def _strongest(logits: Tensor, count: int) -> Tensor:
+    """The `count` largest activations of each token, zero elsewhere: [T, D] -> [T, D]."""
+    acts, places = logits.relu_().topk(min(count, logits.shape[1]), dim=1, sorted=False)
+    return torch.zeros_like(logits).scatter_(1, places, acts)
 
 
 class _Bags:

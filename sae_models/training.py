@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .losses import Weights
 from .maps import Maps, Window
 from .prompts import Subject
 from .sae import Sae, SaeConfig
-from .sparse import code, row_products
+from .sparse import Coded, code, row_products
 from .storage import write_tensors
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -35,7 +36,8 @@ log = logging.getLogger("saemnesia")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Steps of the two stages (without the second, a concept only names its best latent); batch: maps a step; lr: peak,
+    """Steps of the two stages (without the second, a concept only names its best latent; without the first, an SAE is
+    gone on from); batch: maps a step; lr: peak,
     linear to 0 in each stage; dead_steps: a latent is dead after so many steps without firing; published: stage two as
     SAEmnesia's authors do it, to compare with; half: choose latents in bfloat16 (their activations stay fp32)."""
     unsupervised_steps: int = 1500
@@ -49,7 +51,7 @@ class TrainSettings:
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
-        for name, least in (("unsupervised_steps", 1), ("supervised_steps", 0), ("batch", 1)):
+        for name, least in (("unsupervised_steps", 0), ("supervised_steps", 0), ("steps", 1), ("batch", 1)):
             if getattr(self, name) < least:
                 raise SaeError(f"expected {name} >= {least}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
@@ -61,13 +63,17 @@ class TrainSettings:
 
 
 class Trainer:
-    """One run. `about`: what the maps were made of (model, prompts); a checkpoint of anything else is refused."""
+    """One run. `about`: what the maps were made of (model, prompts); a checkpoint of anything else is refused. `start`:
+    an SAE to go on from; without one there has to be a first stage."""
 
     def __init__(self, config: SaeConfig, subjects: Sequence[Subject], window: Window, settings: TrainSettings,
-                 device: torch.device | str = "cpu", about: dict[str, Any] | None = None) -> None:
+                 device: torch.device | str = "cpu", about: dict[str, Any] | None = None, start: Sae | None = None) -> None:
+        if start is None and settings.unsupervised_steps == 0:
+            raise SaeError("expected unsupervised_steps >= 1, or an SAE to start from, got 0")
         self.subjects, self.window, self.settings, self.about = list(subjects), window, settings, about or {}
         self.device = torch.device(device)
-        self.sae = _new_sae(config, settings.seed).to(self.device)
+        self.sae = (_new_sae(config, settings.seed) if start is None else deepcopy(start)).to(self.device)
+        self.centred = start is not None
         self.step, self.batch = 0, settings.batch
         self.idle = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
         self.latents: list[int] = []
@@ -127,7 +133,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, Tensor]:
         """One step on maps of the window; the losses it had."""
-        if self.step == 0:
+        if self.step == 0 and not self.centred:
             self._centre()
         seed = self.settings.seed * 1_000_003 + self.step
         maps = self.window.batch(self.batch, seed, parallel.part()).to(self.device)
@@ -146,24 +152,20 @@ class Trainer:
             numbered = torch.tensor([kinds.index(subject.kind) for subject in self.subjects], device=self.device)
             return {"published": losses.as_published(self.sae, maps, own, numbered)}
         x = maps.all_tokens()
-        coded = code(x, *self._parameters(), self.sae.config.k, self.settings.half)
-        numbers = {"fvu": losses.fvu(x, coded.x_hat),
-                   "auxk": weights.auxk * losses.auxk(self.sae, x, coded, self._dead(coded))}
+        dead = (self.idle > self.settings.dead_steps).nonzero()[:, 0]
+        coded = code(x, *self.sae.matrices(), self.sae.config.k, self.settings.half, dead)
+        self._note_fired(coded)
+        numbers = {"fvu": losses.fvu(x, coded.x_hat), "auxk": weights.auxk * losses.auxk(x, coded) if len(dead) else x.new_zeros(())}
         if self.latents:
             carry, silence = losses.carry_and_silence(self.sae, maps, own, weights)
             numbers |= {"carry": weights.carry * carry, "silence": weights.silence * silence}
         return numbers
 
-    def _parameters(self) -> tuple[Tensor, ...]:
-        sae = self.sae
-        return sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec
-
-    def _dead(self, coded) -> Tensor:
-        """bool [d_sae]: latents that no process saw fire for `dead_steps` steps."""
+    def _note_fired(self, coded: Coded) -> None:
+        """Count for how many steps no process saw a latent fire."""
         fired = torch.zeros(len(self.idle), device=self.device)
         fired[coded.top_indices[coded.top_acts > 0]] = 1
         self.idle = torch.where(parallel.total(fired) > 0, 0, self.idle + 1)
-        return self.idle > self.settings.dead_steps
 
     def _update(self) -> None:
         """One step of the optimiser; it keeps W_dec's rows at unit norm, and takes out the gradient along them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import write_sae
 from test_training import SUBJECTS, make_maps
 
 from sae_models.formats import read_header, read_rows, read_sae
@@ -111,3 +112,30 @@ def test_without_a_second_stage_concepts_are_found_in_the_sae_by_score(activatio
     rows = read_rows(concepts, header, list(header.concepts))
     plain = read_sae(sae)[0]
     assert all(plain.W_dec.eq(row).all(1).any() for row in rows.W_dec)
+
+
+@pytest.fixture(scope="module")
+def plain(activations, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "plain.safetensors"
+    run(ONE, activations, out, "--supervised-steps", "0")
+    return out
+
+
+@pytest.mark.parametrize("loss", ["carry", "published"])
+def test_an_sae_that_is_there_is_taught_the_concepts(plain, activations, tmp_path, loss):
+    out = tmp_path / "taught.safetensors"
+    run(ONE, activations, out, "--start", str(plain), "--latents", "7", "--supervised-steps", "60", "--loss", loss)
+    before, after = read_header(plain), read_header(out)
+    assert after.config == before.config and after.training["start"].startswith("plain.safetensors ")
+    assert [c.latents for c in after.concepts] == [c.latents for c in before.concepts]
+    first, second = (json.loads((path.parent / f"{path.stem}.report.json").read_text()) for path in (plain, out))
+    assert [row["before"] for row in second["concepts"]] == pytest.approx([row["before"] for row in first["concepts"]])
+    assert sum(row["score"] for row in second["concepts"]) > sum(row["score"] for row in first["concepts"])
+
+
+def test_an_sae_of_another_block_cannot_be_started_from(activations, tmp_path):
+    write_sae(tmp_path / "other.safetensors", d_in=24, hookpoint="mid_block.attentions.0")
+    process = start(ONE, activations, tmp_path / "sae.safetensors", "--start", str(tmp_path / "other.safetensors"))
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert "other.safetensors cannot be gone on from: it reads mid_block.attentions.0 (width 24" in said

@@ -53,6 +53,21 @@ def test_a_trained_sae_is_listed_at_once_and_erases(host):
     assert not torch.equal(latents(host, erased), latents(host, graph("a cat, noto style")))
 
 
+def test_an_sae_that_is_there_is_taught_other_concepts(host):
+    host.run(train())
+    first = read_header(OUT)
+    more = train(name="test training more", concepts="rose = a rose\nmono style", k=3)
+    more["sae"] = node("SAEmnesiaLoadSAE", sae_name=OUT.name, hookpoint="")
+    more["train"]["inputs"]["start"] = ["sae", 0]
+    assert "mono style" in text_of(host.run(more))
+    header = read_header(SAES / "test training more.safetensors")
+    assert [c.name for c in header.concepts] == ["rose", "mono style"] and header.config == first.config
+    assert header.training["steps"] == SETTINGS["training_steps"]
+    more["train"]["inputs"]["hookpoint"] = "down_blocks.1.attentions.0"
+    with pytest.raises(HostError, match=f"{OUT.name} cannot be gone on from: it reads {HOOKPOINT}"):
+        host.run(more)
+
+
 def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(host):
     host.run(train(training_steps=600))
     whole = read_sae(OUT)[0].state_dict()

@@ -3,24 +3,33 @@
     make bench-methods
 
 Pictures are painted once by the training command of the README and kept; on what they show, for each of three seeds, an
-SAE is trained with our loss, one with the published loss, and one without concepts, in which SAeUron's score selects
-the top 1, 2 or 3 latents. A method that has a strength to choose tries `STRENGTHS` on two concepts with the first seed
-and keeps the best mean of UA, IRA and CRA; then all are judged on the quick tasks of `bench`. Every step that is done
-is kept, so a run that was stopped goes on from there.
+SAE is trained with our loss in one run, and one without concepts, in which SAeUron's score selects the top 1, 2 or 3
+latents; from the latter the published loss goes on, as its authors did. A method that has a strength to choose tries
+`STRENGTHS` on two concepts with the first seed and keeps the best mean of UA, IRA and CRA; then all are judged on the
+quick tasks of `bench` and on near neighbours: cat, dog and bear, each erased, the two others to be kept. Every step
+that is done is kept, so a run that was stopped goes on from there.
 """
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Queue
+from statistics import pstdev
+from threading import Lock
 
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost
 
 from . import bench, table
 from .checkpoint import NAME
+from .icons import OBJECTS, STYLES
 from .judge import Judge, load_judge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,78 +43,152 @@ PAINTED = ("--hookpoint", "down_blocks.1.attentions.0", "--width", "96", "--heig
            "51", "--pictures", "1224")
 
 
+NEIGHBOURS = ("cat", "dog", "bear")
+
+
 @dataclass(frozen=True)
 class Method:
-    """sae: which training it takes; options: of that training; neurons: how many SAeUron selects, 0 for the trained
-    one; chooses: whether a strength has to be found."""
+    """sae: which training it takes; neurons: how many SAeUron selects, 0 for the trained one; chooses: whether a
+    strength has to be found."""
     title: str
     sae: str
-    options: tuple[str, ...] = ()
     neurons: int = 0
     chooses: bool = True
 
 
-PLAIN = ("--unsupervised-steps", "3500", "--supervised-steps", "0")
 METHODS = {
     "ours": Method("ours, the neuron off", "ours", chooses=False),
-    "published": Method("SAEmnesia's loss as published", "published", ("--loss", "published")),
-    **{f"top-{n}": Method(f"SAeUron's selection, top {n}", "plain", PLAIN, n) for n in (1, 2, 3)},
+    "published": Method("SAEmnesia's loss as published", "published"),
+    **{f"top-{n}": Method(f"SAeUron's selection, top {n}", "plain", n) for n in (1, 2, 3)},
 }
 
 
-def python(*arguments: object, cwd: Path = ROOT) -> None:
-    subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, check=True)
+# --- training ------------------------------------------------------------------------------------------
 
 
-def trained(method: Method, seed: int) -> Path:
-    """The SAE of a method and seed, made when it is not there."""
-    path = SAES / f"{method.sae}-{seed}.safetensors"
-    if not path.exists():
-        python("-m", "sae_models.command", ACTIVATIONS, "--out", path, "--seed", seed, *SIZE, *method.options)
-    if not method.neurons:
-        return path
-    found = SAES / f"top{method.neurons}-{seed}.safetensors"
-    if not found.exists():
-        python("-m", "sae_models.find", path, ACTIVATIONS, "--out", found, "--neurons", method.neurons)
-    return found
+class Trainings:
+    """Makes the SAEs that are not there, each on `threads` threads."""
+
+    def __init__(self, threads: int) -> None:
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+
+    def _python(self, *arguments: object, cwd: Path = ROOT) -> None:
+        subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, check=True, env=self.environment)
+
+    def paint(self) -> None:
+        """The first SAE by the README's command, which keeps what it painted for the others."""
+        if not (first := sae_file("ours", 0)).exists():
+            self._python("custom_nodes/comfyui-saemnesia/train.py", "--checkpoint", f"models/checkpoints/{NAME}",
+                         "--concepts", ROOT / "benchmarks" / "minicanvas" / "concepts.txt", "--prompts",
+                         "{object}, {style}", "--out", first, "--keep", ACTIVATIONS, "--seed", 0, *PAINTED, *SIZE,
+                         cwd=COMFY)
+
+    def train(self, sae: str, seed: int, *options: object) -> None:
+        if not (path := sae_file(sae, seed)).exists():
+            self._python("-m", "sae_models.command", ACTIVATIONS, "--out", path, "--seed", seed, *SIZE, *options)
+
+    def of_seed(self, seed: int) -> None:
+        """What the methods need of one seed but for our own SAE."""
+        self.train("plain", seed, "--supervised-steps", 0)
+        self.train("published", seed, "--start", sae_file("plain", seed), "--loss", "published")
+        for method in METHODS.values():
+            if method.neurons and not (found := file_of(method, seed)).exists():
+                self._python("-m", "sae_models.find", sae_file("plain", seed), ACTIVATIONS, "--out", found, "--neurons",
+                             method.neurons)
 
 
-def paint_and_train() -> None:
-    """The first SAE by the README's command, which keeps what it painted; the others on that."""
+def sae_file(sae: str, seed: int) -> Path:
+    return SAES / f"{sae}-{seed}.safetensors"
+
+
+def file_of(method: Method, seed: int) -> Path:
+    """The SAE of a method, or the concept file of the latents that were selected for it."""
+    return sae_file(f"top{method.neurons}" if method.neurons else method.sae, seed)
+
+
+def make_all(at_once: int, threads: int) -> None:
     SAES.mkdir(parents=True, exist_ok=True)
-    if not (first := SAES / "ours-0.safetensors").exists():
-        python("custom_nodes/comfyui-saemnesia/train.py", "--checkpoint", f"models/checkpoints/{NAME}", "--concepts",
-               ROOT / "benchmarks" / "minicanvas" / "concepts.txt", "--prompts", "{object}, {style}", "--out", first,
-               "--keep", ACTIVATIONS, "--seed", 0, *PAINTED, *SIZE, cwd=COMFY)
-    for method in METHODS.values():
-        for seed in SEEDS:
-            trained(method, seed)
+    trainings = Trainings(threads)
+    trainings.paint()
+    with ThreadPoolExecutor(at_once) as pool:
+        work = [pool.submit(trainings.of_seed, seed) for seed in SEEDS]
+        work += [pool.submit(trainings.train, "ours", seed) for seed in SEEDS]
+        for one in work:
+            one.result()
+
+
+def figures() -> dict[str, dict[str, float]]:
+    """{sae: FVU, dead latents and scores, averaged over the seeds}, from the reports beside the files.
+
+    score: of the concepts' best latents; centralisation: how many times that of the plain SAE of the same seed.
+    """
+    rows = {}
+    for sae in ("ours", "published", "plain"):
+        reports, plain = ([json.loads((SAES / f"{name}-{seed}.report.json").read_text()) for seed in SEEDS]
+                          for name in (sae, "plain"))
+        score, before = ([average(concept["score"] for concept in report["concepts"]) for report in of]
+                         for of in (reports, plain))
+        rows[sae] = {"fvu": average(report["fvu"] for report in reports),
+                     "dead": average(report["dead"] for report in reports), "score": average(score),
+                     "centralisation": average(a / b for a, b in zip(score, before, strict=True))}
+    return rows
+
+
+def average(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+# --- erasing -------------------------------------------------------------------------------------------
 
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
-class Scores:
-    """{"SAE's digest | method | strength | task": score}, written after every task."""
+def neighbour_task(erased: str) -> table.Task:
+    """An object in every style, and those like it in every style."""
+    order = [erased, *(name for name in NEIGHBOURS if name != erased)]
+    pairs = tuple((OBJECTS.index(name), style) for name in order for style in range(len(STYLES)))
+    return table.Task("object", (OBJECTS.index(erased),), pairs)
 
-    def __init__(self, host: ComfyHost, judge: Judge) -> None:
-        self.host, self.judge = host, judge
+
+def tasks() -> dict[str, list[table.Task]]:
+    return bench.tasks(quick=True) | {"neighbours": [neighbour_task(name) for name in NEIGHBOURS]}
+
+
+class Scores:
+    """{"SAE's digest | method and seed | strength | task": score}, written after every task; several hosts draw."""
+
+    def __init__(self, hosts: Iterable[ComfyHost], judge: Judge) -> None:
+        self.judge, self.lock, self.hosts = judge, Lock(), Queue()
+        for host in hosts:
+            self.hosts.put(host)
         self.data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"scores": {}}
 
+    @contextmanager
+    def host(self) -> Iterator[ComfyHost]:
+        host = self.hosts.get()
+        try:
+            yield host
+        finally:
+            self.hosts.put(host)
+
     def get(self, seed: int, name: str, strength: float, task: table.Task) -> table.Score:
-        path = trained(METHODS[name], seed)
-        key = f"{digest(path)} | {name} {seed} | {strength:g} | {', '.join(task.names)}"
+        path = file_of(METHODS[name], seed)
+        key = f"{digest(path)} | {name} {seed} | {strength:g} | {', '.join(task.names)} of {len(task.pairs)}"
         if key not in self.data["scores"]:
-            add = self._erase(path, strength)
-            verdict = self.judge.verdict(bench.draw(self.host, bench.Method(name, add), task, 1000))
-            self.data["scores"][key] = {k: round(v, 2) for k, v in asdict(table.score(task, verdict)).items()}
-            write_json(RESULTS, self.data)
-            print(key, self.data["scores"][key], flush=True)
+            with self.host() as host:
+                drawn = bench.draw(host, bench.Method(name, self._erase(path, strength)), task, 1000)
+            with self.lock:
+                score = table.score(task, self.judge.verdict(drawn))
+                self.data["scores"][key] = {k: round(v, 2) for k, v in asdict(score).items()}
+                write_json(RESULTS, self.data)
+                print(key, self.data["scores"][key], flush=True)
         return table.Score(**self.data["scores"][key])
 
     @staticmethod
-    def _erase(path: Path, strength: float):
+    def _erase(path: Path, strength: float) -> Callable[[dict, table.Task], None]:
         actuator = ("ablate",) if strength == -1.0 else ("steer", strength)
 
         def add(graph: dict, task: table.Task) -> None:
@@ -116,53 +199,50 @@ class Scores:
     def mean(self, seed: int, name: str, strength: float, tasks: list[table.Task]) -> table.Score:
         return table.mean([self.get(seed, name, strength, task) for task in tasks])
 
+    def row(self, name: str) -> dict:
+        """A method's figures over all seeds, at the strength that did best with the first; spread: the standard
+        deviation over seeds of the mean of UA, IRA and CRA."""
+        method, groups = METHODS[name], tasks()
+        tuned_on = [groups["objects"][0], groups["styles"][1]]
+        tried = STRENGTHS if method.chooses else STRENGTHS[:1]
+        best = max(tried, key=lambda s: quality(self.mean(0, name, s, tuned_on))) if method.chooses else tried[0]
+        by_seed = {group: [self.mean(seed, name, best, of) for seed in SEEDS] for group, of in groups.items()}
+        return {"title": method.title, "strength": best, "evaluations": len(tried)} | {
+            group: asdict(table.mean(scores)) | {"spread": round(pstdev(map(quality, scores)), 2)}
+            for group, scores in by_seed.items()}
+
 
 def quality(score: table.Score) -> float:
     return (score.UA + score.IRA + score.CRA) / 3
 
 
-def compare(scores: Scores) -> dict[str, dict]:
-    """{method: its figures, averaged over the seeds}."""
-    objects, styles = bench.tasks(quick=True).values()
-    rows = {}
-    for name, method in METHODS.items():
-        tried = STRENGTHS if method.chooses else (-1.0,)
-        best = max(tried, key=lambda s, name=name: quality(scores.mean(0, name, s, [objects[0], styles[1]]))) \
-            if method.chooses else -1.0
-        by_kind = {kind: asdict(table.mean([scores.mean(seed, name, best, tasks) for seed in SEEDS]))
-                   for kind, tasks in (("objects", objects), ("styles", styles))}
-        rows[name] = {"title": method.title, "strength": best, "evaluations": len(tried)} | by_kind
-    return rows
-
-
-def trainings() -> dict[str, dict[str, float]]:
-    """{sae: FVU, dead latents and centralisation, averaged over the seeds}, from the reports beside the files."""
-    figures = {}
-    for sae in dict.fromkeys(method.sae for method in METHODS.values()):
-        reports = [json.loads((SAES / f"{sae}-{seed}.report.json").read_text()) for seed in SEEDS]
-        figures[sae] = {name: sum(report[name] for report in reports) / len(SEEDS)
-                        for name in ("fvu", "dead", "centralisation")}
-    return figures
+def show(data: dict) -> None:
+    for name, row in data["trainings"].items():
+        print(f"{name:12} FVU {row['fvu']:.3f}  dead {row['dead']:.1%}  score {row['score']:.4f}  "
+              f"centralisation {row['centralisation']:.2f}x")
+    print(f"\n{'':32}{'strength':>9}{'tried':>6}" + "".join(f" | {group:10} UA    IRA    CRA   mean" for group in tasks()))
+    for row in data["methods"].values():
+        groups = [[row[group][name] for name in ("UA", "IRA", "CRA")] for group in tasks()]
+        print(f"{row['title']:32}{row['strength']:9g}{row['evaluations']:6}" + "".join(
+            " |        " + " ".join(f"{number:6.1f}" for number in [*group, sum(group) / 3]) for group in groups))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bf16", action="store_true", help="let the CPU multiply in bfloat16: faster, less exact")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=2, help="how many trainings, and hosts, run beside each other")
+    parser.add_argument("--threads", type=int, default=1, help="of each of them")
     options = parser.parse_args()
-    paint_and_train()
-    with ComfyHost(threads=options.threads, bf16=options.bf16) as host:
-        scores = Scores(host, load_judge())
-        scores.data |= {"methods": compare(scores), "trainings": trainings()}
-        write_json(RESULTS, scores.data)
-    for name, figures in scores.data["trainings"].items():
-        print(f"{name:12} FVU {figures['fvu']:.3f}  dead {figures['dead']:.1%}  "
-              f"centralisation {figures['centralisation']:.2f}x")
-    print(f"\n{'':32}{'strength':>9}{'tried':>6}   objects: UA    IRA    CRA   styles: UA    IRA    CRA")
-    for row in scores.data["methods"].values():
-        numbers = [row[kind][name] for kind in ("objects", "styles") for name in ("UA", "IRA", "CRA")]
-        print(f"{row['title']:32}{row['strength']:9g}{row['evaluations']:6}        "
-              + " ".join(f"{number:6.1f}" for number in numbers))
+    make_all(options.at_once, options.threads)
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(ComfyHost(threads=options.threads, bf16=options.bf16))
+                 for _ in range(options.at_once)]
+        scores = Scores(hosts, load_judge())
+        with ThreadPoolExecutor(options.at_once) as pool:
+            rows = dict(zip(METHODS, pool.map(scores.row, METHODS), strict=True))
+    scores.data |= {"methods": rows, "trainings": figures()}
+    write_json(RESULTS, scores.data)
+    show(scores.data)
 
 
 if __name__ == "__main__":
