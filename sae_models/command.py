@@ -42,6 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes of RAM for activations")
     parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS,
                         help="how often the state of the run is written beside the SAE")
+    parser.add_argument("--shards", type=int, default=1, help="how many processes share the latents of one SAE, where it "
+                        "is too large for one GPU; the batch is divided among such teams")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -73,6 +75,7 @@ def progress_lines(steps: int) -> Progress:
 def run(job: Job, make: MakeChunk, options: argparse.Namespace) -> Report:
     """Train and say what came of it."""
     out = options.out
+    parallel.split_latents(options.shards)
     job = job.starting_from(options.start) if options.start else job
     report = train_to_file(job, make, out, progress_lines(job.settings.steps), parallel.device(),
                            options.checkpoint_seconds)

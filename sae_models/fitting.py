@@ -32,8 +32,7 @@ def initialise_concepts(sae: Sae, maps: Maps, latents: list[int], weights: Weigh
         known = gram - _unknown_gram(maps, concept, device)
         known.diagonal().add_(ridge * known.diagonal().mean())
         solved = torch.linalg.solve(known, target[:, concept])
-        sae.W_dec[latent], sae.encoder.weight[latent] = rows[concept], solved[:-1]
-        sae.encoder.bias[latent] = solved[-1] + solved[:-1] @ sae.b_dec
+        sae.put(latent, solved[:-1], solved[-1] + solved[:-1] @ sae.b_dec, rows[concept])
 
 
 def _with_one(maps: Maps) -> Tensor:

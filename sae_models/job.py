@@ -110,26 +110,29 @@ def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
     last = time.monotonic()
 
     def save(now: bool = False) -> None:
+        """Where latents are split, one process that stops cannot save alone: then the last regular save counts."""
         nonlocal last
+        if parallel.data()[0] or (now and parallel.shard()[1] > 1):
+            return
         due = now or time.monotonic() - last >= seconds
-        if due and parallel.world()[0] == 0 and trainer.step and trainer.sound():
+        if parallel.team_agrees(bool(due and trainer.step and trainer.sound())):
             trainer.save(path)
             last = time.monotonic()
     return save
 
 
 def _finish(job: Job, trainer: Trainer, held_out: Maps, out: Path) -> report.Report:
-    origin = job.origin
+    origin, sae = job.origin, trainer.sae.whole()
     trainer.window.move(1.0)
-    statistics = scoring.measure(trainer.sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
+    statistics = scoring.measure(sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
     concepts = tuple(Concept(subject.name, (latent,), subject.kind, subject.said)
                      for subject, latent in zip(origin.subjects, trainer.latents, strict=True))
-    result = report.evaluate(trainer.sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
+    result = report.evaluate(sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
     if parallel.world()[0] == 0:
         summary = {"job": job.digest, "fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
                    "steps": job.settings.steps, "seed": job.settings.seed} | origin.about
         header = Header(job.config, origin.hookpoint, origin.base, origin.residual, concepts, summary)
         write_json(report_of(out), result.as_json())
         write_text(out.with_name(out.stem + ".report.svg"), report.as_svg(result))
-        write(out, trainer.sae, header, statistics)
+        write(out, sae, header, statistics)
     return result

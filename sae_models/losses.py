@@ -46,17 +46,14 @@ def auxk(x: Tensor, coded: Coded) -> Tensor:
 
 def carry_and_silence(sae: Sae, maps: Maps, latents: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """The two losses of the module's docstring. latents [C]: the concepts' own."""
-    here, away = (_logits(sae, tokens, latents) for tokens in (maps.tokens, maps.without))      # [n, N, C]
+    W_enc, b_enc, W_dec = sae.rows(latents)
+    here, away = (linear(tokens - sae.b_dec, W_enc, b_enc) for tokens in (maps.tokens, maps.without))  # [n, N, C]
     z = here.relu().gather(2, maps.unsaid[:, None, None].expand(-1, here.shape[1], 1))          # [n, N, 1]
     wanted = (1 + weights.push) * (maps.tokens - maps.without)
-    left = (wanted - z * sae.W_dec[latents[maps.unsaid]][:, None]).pow(2).sum()
+    left = (wanted - z * W_dec[maps.unsaid][:, None]).pow(2).sum()
     loud = sum(_mean(torch.relu(logits + weights.margin).pow(2), ~said[:, None].expand_as(logits))
                for logits, said in ((here, maps.labels), (away, maps.left())))
     return left / total(wanted.pow(2).sum()), loud
-
-
-def _logits(sae: Sae, tokens: Tensor, latents: Tensor) -> Tensor:
-    return linear(tokens - sae.b_dec, sae.encoder.weight[latents], sae.encoder.bias[latents])
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

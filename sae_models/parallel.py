@@ -1,6 +1,8 @@
 """Several processes that train as one: each takes its part of a batch, sums are sums over all of them.
 
-Nothing here does anything unless the processes were started together (`torchrun`) within `together`.
+Nothing here does anything unless the processes were started together (`torchrun`) within `together`. Where an SAE is too
+large for one GPU, `split_latents` lets every so many processes share one SAE and see the same part of the batch
+(`shard`); parts of a batch and sums are then over these teams.
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +11,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
+
+from .errors import SaeError
+
+_mesh = None
+"""Processes by team and by their place in it, once latents are split."""
 
 
 def device() -> torch.device:
@@ -39,29 +46,72 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
 
 
+def split_latents(count: int) -> None:
+    """From now on every `count` processes are a team that shares one SAE's latents.
+
+    Raises SaeError when the processes cannot be divided into such teams.
+    """
+    global _mesh
+    from torch.distributed.device_mesh import init_device_mesh  # not in every build of torch
+    size = world()[1]
+    if not 1 <= count <= size or size % count:
+        raise SaeError(f"expected a number of shards that divides the {size} processes, got {count}: start with "
+                       f"torchrun --nproc-per-node")
+    if count > 1:
+        _mesh = init_device_mesh(device().type, (size // count, count), mesh_dim_names=("data", "latents"))
+
+
+def data() -> tuple[int, int]:
+    """(number of this process's team, number of teams); a team is one process unless latents are split."""
+    return (_mesh.get_local_rank("data"), _mesh.size(0)) if _mesh else world()
+
+
+def shard() -> tuple[int, int]:
+    """(this process's place in its team, number of places)."""
+    return (_mesh.get_local_rank("latents"), _mesh.size(1)) if _mesh else (0, 1)
+
+
+def team() -> "dist.ProcessGroup":
+    """The processes that share this one's SAE."""
+    return _mesh.get_group("latents")
+
+
 def part() -> slice:
     """This process's part of a batch."""
-    rank, size = world()
-    return slice(rank, None, size)
+    number, count = data()
+    return slice(number, None, count)
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum over all processes, without a gradient."""
+    """Sum over all parts of the batch, without a gradient."""
     x = x.detach()
-    if world()[1] > 1:
+    if data()[1] > 1:
         x = x.clone()
-        dist.all_reduce(x)
+        _sum_over_data(x)
     return x
 
 
+def _sum_over_data(x: Tensor) -> None:
+    dist.all_reduce(x, group=_mesh.get_group("data") if _mesh else None)
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Give every process the sum of all processes' gradients."""
-    if world()[1] == 1:
+    """Give every process the sum of the gradients of all parts of the batch."""
+    if data()[1] == 1:
         return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
+        _sum_over_data(parameter.grad)
+
+
+def team_agrees(flag: bool) -> bool:
+    """Whether all of this process's team say so."""
+    if shard()[1] == 1:
+        return flag
+    said = torch.tensor(int(flag), device=device())
+    dist.all_reduce(said, dist.ReduceOp.MIN, group=team())
+    return bool(said)
 
 
 def spread(make: Callable[[int], dict[str, Tensor]], numbers: Sequence[int], device: torch.device) -> dict[int, dict]:

@@ -56,10 +56,6 @@ class Sae(nn.Module):
         """Give every row of W_dec unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
-    def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """W_enc, b_enc, W_dec, b_dec."""
-        return self.encoder.weight, self.encoder.bias, self.W_dec, self.b_dec
-
     def logits(self, x: Tensor) -> Tensor:
         """Pre-activations before the ReLU: [..., d_in] -> [..., d_sae]."""
         return self.encoder(x - self.b_dec)
@@ -70,7 +66,8 @@ class Sae(nn.Module):
 
     def top(self, pre_acts: Tensor) -> Latents:
         """The k largest of each token: [..., d_sae] -> two of [..., k]."""
-        return Latents(*pre_acts.topk(self.config.k, dim=-1, sorted=False))
+        acts, indices = pre_acts.topk(self.config.k, dim=-1, sorted=False)
+        return Latents(self.largest(acts, self.config.k), indices)
 
     def encode(self, x: Tensor) -> Latents:
         return self.top(self.pre_acts(x))
@@ -81,10 +78,36 @@ class Sae(nn.Module):
         flat = (part.reshape(-1, shape[-1]) for part in (latents.top_indices, latents.top_acts))
         indices, acts = flat
         out = nn.functional.embedding_bag(indices, self.W_dec, per_sample_weights=acts, mode="sum")
-        return out.view(*shape[:-1], -1) + self.b_dec
+        return self.summed(out.view(*shape[:-1], -1)) + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+    # --- what is otherwise where processes share an SAE (`shard`) ----------------------------------------
+
+    def largest(self, acts: Tensor, count: int) -> Tensor:
+        """Activations [..., n] of some latents a token, 0 where they are not among the `count` largest of all."""
+        return acts
+
+    def summed(self, x: Tensor) -> Tensor:
+        """What all latents add up to, from what these do."""
+        return x
+
+    def stacked(self, rows: Tensor) -> Tensor:
+        """A row for every latent, from one for each of these."""
+        return rows
+
+    def rows(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """W_enc, b_enc, W_dec of some latents: [C, d_in], [C], [C, d_in]."""
+        return self.encoder.weight[latents], self.encoder.bias[latents], self.W_dec[latents]
+
+    @torch.no_grad()
+    def put(self, latent: int, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> None:
+        """Give a latent other rows."""
+        self.encoder.weight[latent], self.encoder.bias[latent], self.W_dec[latent] = W_enc, b_enc, W_dec
+
+    def whole(self) -> "Sae":
+        return self
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -69,8 +69,9 @@ def token_means(sae: Sae, tokens: Tensor) -> Tensor:
     def mean(part: Tensor) -> Tensor:
         latents = sae.encode(part.to(sae.b_dec))
         flat = latents.top_indices.flatten(1)
-        dense = torch.zeros(len(part), sae.config.d_sae, device=flat.device)
-        return dense.scatter_add_(1, flat, latents.top_acts.flatten(1)).cpu() / part.shape[1]
+        dense = torch.zeros(len(part), len(sae.W_dec), device=flat.device)
+        dense.scatter_add_(1, flat, latents.top_acts.flatten(1))
+        return sae.stacked(dense.T).T.cpu() / part.shape[1]
     return torch.cat([mean(part) for part in tokens.split(16)])
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from .sae import Sae
+
 
 class Coded(NamedTuple):
     """x_hat [T, d_in]; dead_hat [T, d_in]: what the strongest of the dead latents add up to, without b_dec; top_acts,
@@ -20,17 +22,16 @@ class Coded(NamedTuple):
     top_indices: Tensor
 
 
-def code(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, half: bool = False,
-         dead: Tensor | None = None) -> Coded:
+def code(sae: Sae, x: Tensor, half: bool = False, dead: Tensor | None = None) -> Coded:
     """x_hat = TopK_k(ReLU((x - b_dec) W_enc^T + b_enc)) W_dec + b_dec for tokens [T, d_in].
 
-    Gradients reach the four parameters through x_hat and dead_hat; not x, and not through the other results. half:
+    Gradients reach the SAE's parameters through x_hat and dead_hat; not x, and not through the other results. half:
     latents are preselected in bfloat16, twice as many as are kept, and their activations computed again in full.
     dead: int [D], the latents of which the d_in / 2 strongest a token make dead_hat (AuxK; Gao et al. 2024, section
     2.4). They are so many that dense products are faster: three, because the encoder's is made already.
     """
     dead = torch.zeros(0, dtype=torch.long, device=x.device) if dead is None else dead
-    return Coded(*_Code.apply(x, W_enc, b_enc, W_dec, b_dec, k, half, dead))
+    return Coded(*_Code.apply(x, sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec, sae, half, dead))
 
 
 def select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, half: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,16 +48,17 @@ def select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, half: bool) -> tuple
 
 class _Code(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, half: bool,
+    def forward(ctx, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, sae: Sae, half: bool,
                 dead: Tensor):
-        centred = x - b_dec
+        centred, k = x - b_dec, sae.config.k
         acts, indices, logits = select(centred, W_enc, b_enc, k, half)
-        acts = acts.relu_()
-        dead_acts = _strongest(logits.index_select(1, dead).to(x.dtype), x.shape[1] // 2)
+        acts = sae.largest(acts.relu_(), k)
+        dead_acts = _strongest(sae, logits.index_select(1, dead).to(x.dtype), x.shape[1] // 2)
+        ctx.sae = sae
         ctx.save_for_backward(centred, W_enc, W_dec, acts, indices, dead, dead_acts)
         ctx.mark_non_differentiable(acts, indices)
-        x_hat = embedding_bag(indices, W_dec, per_sample_weights=acts, mode="sum") + b_dec
-        return x_hat, dead_acts @ W_dec[dead], acts, indices
+        x_hat = sae.summed(embedding_bag(indices, W_dec, per_sample_weights=acts, mode="sum")) + b_dec
+        return x_hat, sae.summed(dead_acts @ W_dec[dead]), acts, indices
 
     @staticmethod
     def backward(ctx, grad: Tensor, dead_grad: Tensor, *_):
@@ -71,13 +73,13 @@ class _Code(torch.autograd.Function):
             to_W_enc.index_add_(0, dead, to_dead.T @ centred)
             to_W_dec.index_add_(0, dead, dead_acts.T @ dead_grad)
             to_b_enc.index_add_(0, dead, to_dead.sum(0))
-        return None, to_W_enc, to_b_enc, to_W_dec, grad.sum(0) - to_b_enc @ W_enc, None, None, None
+        return None, to_W_enc, to_b_enc, to_W_dec, grad.sum(0) - ctx.sae.summed(to_b_enc @ W_enc), None, None, None
 
 
-def _strongest(logits: Tensor, count: int) -> Tensor:
+def _strongest(sae: Sae, logits: Tensor, count: int) -> Tensor:
     """The `count` largest activations of each token, zero elsewhere: [T, D] -> [T, D]."""
     acts, places = logits.relu_().topk(min(count, logits.shape[1]), dim=1, sorted=False)
-    return torch.zeros_like(logits).scatter_(1, places, acts)
+    return torch.zeros_like(logits).scatter_(1, places, sae.largest(acts, count))
 
 
 class _Bags:

@@ -24,6 +24,7 @@ from .losses import Weights
 from .maps import Maps, Window
 from .prompts import Subject
 from .sae import Sae, SaeConfig
+from .shard import SaeShard
 from .sparse import Coded, code, row_products
 from .storage import write_tensors
 
@@ -72,10 +73,13 @@ class Trainer:
             raise SaeError("expected unsupervised_steps >= 1, or an SAE to start from, got 0")
         self.subjects, self.window, self.settings, self.about = list(subjects), window, settings, about or {}
         self.device = torch.device(device)
-        self.sae = (_new_sae(config, settings.seed) if start is None else deepcopy(start)).to(self.device)
+        if parallel.shard()[1] > 1 and settings.published:
+            raise SaeError("the published loss needs all latents in one process: leave out --shards")
+        whole = _new_sae(config, settings.seed) if start is None else deepcopy(start)
+        self.sae = (SaeShard(whole) if parallel.shard()[1] > 1 else whole).to(self.device)
         self.centred = start is not None
         self.step, self.batch = 0, settings.batch
-        self.idle = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
+        self.idle = torch.zeros(len(self.sae.W_dec), dtype=torch.long, device=self.device)
         self.latents: list[int] = []
         self.first_scores: list[list[float]] = []
         self.curve: list[dict[str, float]] = []
@@ -111,7 +115,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in plain.values()):
             raise SaeError(f"training broke down at step {self.step}: the loss is not a number; the last good "
                            f"checkpoint is kept, so run again with a lower learning rate than {self.settings.lr:g}")
-        plain["dead"] = float((self.idle > self.settings.dead_steps).float().mean())
+        plain["dead"] = float(self.sae.summed(self._dead().sum()) / self.sae.config.d_sae)
         self.curve.append({"step": self.step} | {name: round(value, 5) for name, value in plain.items()})
         return plain
 
@@ -152,14 +156,19 @@ class Trainer:
             numbered = torch.tensor([kinds.index(subject.kind) for subject in self.subjects], device=self.device)
             return {"published": losses.as_published(self.sae, maps, own, numbered)}
         x = maps.all_tokens()
-        dead = (self.idle > self.settings.dead_steps).nonzero()[:, 0]
-        coded = code(x, *self.sae.matrices(), self.sae.config.k, self.settings.half, dead)
+        dead = self._dead()
+        coded = code(self.sae, x, self.settings.half, dead.nonzero()[:, 0])
         self._note_fired(coded)
-        numbers = {"fvu": losses.fvu(x, coded.x_hat), "auxk": weights.auxk * losses.auxk(x, coded) if len(dead) else x.new_zeros(())}
+        any_dead = self.sae.summed(dead.sum()) > 0
+        numbers = {"fvu": losses.fvu(x, coded.x_hat), "auxk": any_dead * weights.auxk * losses.auxk(x, coded)}
         if self.latents:
             carry, silence = losses.carry_and_silence(self.sae, maps, own, weights)
             numbers |= {"carry": weights.carry * carry, "silence": weights.silence * silence}
         return numbers
+
+    def _dead(self) -> Tensor:
+        """bool: latents that no process saw fire for `dead_steps` steps."""
+        return self.idle > self.settings.dead_steps
 
     def _note_fired(self, coded: Coded) -> None:
         """Count for how many steps no process saw a latent fire."""
@@ -174,12 +183,19 @@ class Trainer:
         if unit_rows:
             along = row_products(grad, W_dec, torch.arange(len(grad), device=grad.device)[:, None])
             grad.addcmul_(along, W_dec, value=-1)
-        nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
+        self._clip_gradients()
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr()
         self.optimizer.step()
         if unit_rows:
             self.sae.normalise_decoder()
+
+    def _clip_gradients(self, most: float = 1.0) -> None:
+        """Scale all gradients down where their norm is above `most`."""
+        squares = {name: torch.linalg.vector_norm(parameter.grad) ** 2 for name, parameter in self.sae.named_parameters()}
+        norm = (squares.pop("b_dec") + self.sae.summed(sum(squares.values()))).sqrt()
+        for parameter in self.sae.parameters():
+            parameter.grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
 
     def _lr(self) -> float:
         first = self.settings.unsupervised_steps if self.latents else 0
@@ -211,7 +227,8 @@ class Trainer:
     # --- checkpoints -----------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the whole state of the run, and of the maps where it is in their stream.
+        """Write the whole state of the run, and of the maps where it is in their stream. Where latents are split, all of
+        a team call this and the first process writes the whole; it can be resumed split in any way.
 
         Raises SaeError when the disk is full.
         """
@@ -220,9 +237,12 @@ class Trainer:
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimizer.state:
                     tensors[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
-        write_tensors(path, tensors, {METADATA_KEY: json.dumps(self._identity() | {
-            "step": self.step, "batch": self.batch, "latents": self.latents, "first_scores": self.first_scores,
-            "curve": self.curve, "window": self.window.length, "updates": self._updates()})})
+        tensors = {name: value if name.endswith("b_dec") else self.sae.stacked(value)
+                   for name, value in tensors.items()}
+        if parallel.world()[0] == 0:
+            write_tensors(path, tensors, {METADATA_KEY: json.dumps(self._identity() | {
+                "step": self.step, "batch": self.batch, "latents": self.latents, "first_scores": self.first_scores,
+                "curve": self.curve, "window": self.window.length, "updates": self._updates()})})
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -244,12 +264,16 @@ class Trainer:
         self.step, self.batch, self.latents, self.first_scores, self.curve = (
             state[name] for name in ("step", "batch", "latents", "first_scores", "curve"))
         self.window.length = state["window"]
-        self.sae.load_state_dict({name: file.get_tensor(f"sae.{name}") for name in self.sae.state_dict()})
-        self.idle = file.get_tensor("idle")
+        own = self.sae.own if isinstance(self.sae, SaeShard) else slice(None)
+
+        def tensor(name: str) -> Tensor:
+            return file.get_slice(name)[slice(None) if name.endswith("b_dec") else own]
+        self.sae.load_state_dict({name: tensor(f"sae.{name}") for name in self.sae.state_dict()})
+        self.idle = tensor("idle")
         self.optimizer = self._new_optimizer()
         for name, parameter in self.sae.named_parameters() if state["updates"] else ():
             self.optimizer.state[parameter] = {"step": torch.tensor(float(state["updates"]))} | {
-                moment: file.get_tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
+                moment: tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
 
     def _updates(self) -> int:
         """How many steps the optimiser of this stage has made."""

@@ -39,7 +39,7 @@ def dense(sae: Sae, count: int) -> tuple[Sae, Tensor, Tensor]:
 
 
 def test_values_and_gradients_are_those_of_the_dense_formula(sae):
-    coded = code(tokens(), *sae.matrices(), K, dead=DEAD)
+    coded = code(sae, tokens(), dead=DEAD)
     double, x_hat, aux = dense(sae, D_IN // 2)
     assert torch.allclose(coded.x_hat.double(), x_hat, atol=1e-5)
     own = auxk(tokens(), coded)
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_the_dense_formula(sae):
 
 
 def test_without_dead_latents_nothing_is_added(sae):
-    coded = code(tokens(), *sae.matrices(), K)
+    coded = code(sae, tokens())
     assert not coded.dead_hat.any()
 
 

@@ -1,6 +1,7 @@
 """The training command on stored activations: one process, several, and one that is killed."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ONE = (sys.executable, "-m", "sae_models.command")
 TWO = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "sae_models.command")
+FOUR = tuple("4" if part == "2" else part for part in TWO)
 CHUNKS, HELD_OUT = 4, 1_000_000
 
 
@@ -37,7 +39,7 @@ def start(command: tuple[str, ...], activations: Path, out: Path, *options: str)
     given = ("--latents", "48", "--k", "6", "--batch", "16", "--lr", "0.003", "--unsupervised-steps", "100",
              "--supervised-steps", "100", "--push", "0", *options)
     return subprocess.Popen([*command, str(activations), "--out", str(out), *given], cwd=ROOT, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def run(*args) -> str:
@@ -45,6 +47,27 @@ def run(*args) -> str:
     said = process.communicate(timeout=240)[0]
     assert process.returncode == 0, said
     return said
+
+
+def killed(command: tuple[str, ...], activations: Path, out: Path, *options: str) -> Path:
+    """The checkpoint of a run that was killed as soon as it had one."""
+    process = start(command, activations, out, "--checkpoint-seconds", "0", *options)
+    checkpoint = out.with_name(out.name + ".training")
+    while not checkpoint.exists():
+        assert process.poll() is None and not time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    return checkpoint
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The same concepts and, but for the order in which sums are made, the same weights."""
+    assert [c.latents for c in read_header(one).concepts] == [c.latents for c in read_header(other).concepts]
+    for name, value in read_sae(one)[0].state_dict().items():
+        assert torch.allclose(value, read_sae(other)[0].state_dict()[name], atol=2e-3), name
+    reports = [json.loads((path.parent / "sae.report.json").read_text()) for path in (one, other)]
+    assert abs(reports[0]["fvu"] - reports[1]["fvu"]) < 0.002
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +92,37 @@ def test_it_leaves_a_file_with_the_concepts_and_a_report(alone):
 def test_two_processes_learn_what_one_does(alone, activations, tmp_path):
     out = tmp_path / "sae.safetensors"
     run(TWO, activations, out, "--memory", "1")
-    one, two = read_sae(alone)[0], read_sae(out)[0]
-    assert [c.latents for c in read_header(alone).concepts] == [c.latents for c in read_header(out).concepts]
-    for name, value in one.state_dict().items():
-        assert torch.allclose(value, two.state_dict()[name], atol=2e-3), name
-    reports = [json.loads((path.parent / "sae.report.json").read_text()) for path in (alone, out)]
-    assert abs(reports[0]["fvu"] - reports[1]["fvu"]) < 0.002
+    assert_alike(alone, out)
+
+
+@pytest.mark.parametrize("processes", [TWO, FOUR], ids=["one team", "two teams"])
+def test_processes_that_share_an_saes_latents_learn_what_one_does(alone, activations, tmp_path, processes):
+    out = tmp_path / "sae.safetensors"
+    run(processes, activations, out, "--shards", "2")
+    assert_alike(alone, out)
+
+
+def test_a_run_whose_latents_are_split_goes_on_from_its_checkpoint_in_one_process(alone, activations, tmp_path):
+    out = tmp_path / "sae.safetensors"
+    killed(TWO, activations, out, "--shards", "2")
+    run(ONE, activations, out)
+    assert_alike(alone, out)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (("--shards", "3"), "expected a number of shards that divides the 2 processes, got 3"),
+    (("--shards", "2", "--latents", "49"), r"expected d_sae \(49\) to be a multiple of the 2 shards"),
+    (("--shards", "2", "--loss", "published"), "leave out --shards"),
+])
+def test_latents_that_cannot_be_split_are_refused(activations, tmp_path, options, says):
+    process = start(TWO, activations, tmp_path / "sae.safetensors", *options)
+    assert re.search(says, process.communicate(timeout=120)[0]) and process.returncode
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(alone, activations, tmp_path):
     out = tmp_path / "sae.safetensors"
-    options = ("--checkpoint-seconds", "0")
-    process = start(ONE, activations, out, *options)
-    checkpoint = tmp_path / "sae.safetensors.training"
-    while not checkpoint.exists():
-        assert process.poll() is None and not time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not out.exists()
-    run(ONE, activations, out, *options)
+    checkpoint = killed(ONE, activations, out)
+    run(ONE, activations, out)
     for name, value in read_sae(alone)[0].state_dict().items():
         assert torch.equal(value, read_sae(out)[0].state_dict()[name]), name
     assert not checkpoint.exists()
