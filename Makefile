@@ -5,7 +5,7 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-overhead bench-training checkpoint
+.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-find bench-overhead bench-training checkpoint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -37,6 +37,9 @@ bench-minicanvas: setup checkpoint ## how well concepts are erased, and what els
 
 bench-methods: setup checkpoint ## our training and selection against the papers', three seeds each (hours on a CPU)
 	$(HOST_PYTHON) -m benchmarks.minicanvas.methods $(ARGS)
+
+bench-find: setup checkpoint ## how well a concept is erased that was found from 32 pictures
+	$(HOST_PYTHON) -m benchmarks.minicanvas.find $(ARGS)
 
 bench-overhead: setup checkpoint ## what erasing costs in time and memory
 	$(HOST_PYTHON) -m benchmarks.overhead $(ARGS)

@@ -176,6 +176,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--activations", type=Path, help="a folder of stored maps instead of made-up tokens")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where to write them")
     parser.add_argument("--only", help="only the tables whose title has this in it")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="who is compared, ours among them")
     options = parser.parse_args()
     usual = (200, 24) if DEVICE == "cuda" else (24, 8)
     options.steps = options.steps or usual[options.quick]
@@ -193,8 +194,8 @@ def main() -> None:
     for title, work in works(base, dead_steps=min(10, options.steps // 3)).items():
         if options.only and options.only not in title:
             continue
-        rows = compare(work, batches, held_out, max(1, options.steps // 20), list(WAYS))
-        for name, peak in peak_memories(work, batches(0), list(WAYS)).items():
+        rows = compare(work, batches, held_out, max(1, options.steps // 20), options.ways)
+        for name, peak in peak_memories(work, batches(0), options.ways).items():
             rows[name]["peak_mb"] = peak
         show(title, rows)
         result[title] = rows

@@ -6,8 +6,8 @@ Pictures are painted once by the training command of the README and kept; on wha
 SAE is trained with our loss in one run, and one without concepts, in which SAeUron's score selects the top 1, 2 or 3
 latents; from the latter the published loss goes on, as its authors did. A method that has a strength to choose tries
 `STRENGTHS` on two concepts with the first seed and keeps the best mean of UA, IRA and CRA; then all are judged on the
-quick tasks of `bench` and on near neighbours: cat, dog and bear, each erased, the two others to be kept. Every step
-that is done is kept, so a run that was stopped goes on from there.
+quick tasks of `bench`, every second picture of them where one concept has enough, and on near neighbours: cat, dog and
+bear, each erased, the two others to be kept. Every step that is done is kept, so a run that was stopped goes on.
 """
 import argparse
 import hashlib
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Queue
 from statistics import pstdev
@@ -153,8 +153,16 @@ def neighbour_task(erased: str) -> table.Task:
     return table.Task("object", (OBJECTS.index(erased),), pairs)
 
 
+def thinned(task: table.Task) -> table.Task:
+    """Every second picture to be kept, and of an erased style, which every object shows."""
+    targets = [pair for pair, erased in zip(task.pairs, task.targets().tolist(), strict=True) if erased]
+    kept = [pair for pair in task.pairs if pair not in targets]
+    return replace(task, pairs=(*targets[::1 if task.kind == "object" else 2], *kept[::2]))
+
+
 def tasks() -> dict[str, list[table.Task]]:
-    return bench.tasks(quick=True) | {"neighbours": [neighbour_task(name) for name in NEIGHBOURS]}
+    quick = {group: [thinned(task) for task in of] for group, of in bench.tasks(quick=True).items()}
+    return quick | {"neighbours": [neighbour_task(name) for name in NEIGHBOURS]}
 
 
 class Scores:
