@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each of them")
     options = parser.parse_args()
     make_all(options.at_once, options.threads)
+    bench.link_bench_nodes()
     with ExitStack() as stack:
         hosts = [stack.enter_context(ComfyHost(threads=options.threads, bf16=options.bf16))
                  for _ in range(options.at_once)]
