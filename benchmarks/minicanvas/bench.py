@@ -45,7 +45,7 @@ def node(class_type: str, **inputs: object) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def base_graph(pairs: tuple[tuple[int, int], ...], seed: int) -> Graph:
+def base_graph(pairs: tuple[tuple[int, int], ...], seed: int, steps: int = STEPS) -> Graph:
     """Prompts of `pairs` as one batch; "model" and "negative" are what methods change."""
     prompts = "\n".join(prompt(OBJECTS[o], STYLES[s]) for o, s in pairs)
     return {
@@ -54,7 +54,7 @@ def base_graph(pairs: tuple[tuple[int, int], ...], seed: int) -> Graph:
         "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
         "latent": node("EmptyLatentImage", width=CANVAS_PX, height=CANVAS_PX, batch_size=len(pairs)),
         "sampler": node("KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
-                        latent_image=["latent", 0], seed=seed, steps=STEPS, cfg=CFG, sampler_name="euler",
+                        latent_image=["latent", 0], seed=seed, steps=steps, cfg=CFG, sampler_name="euler",
                         scheduler="normal", denoise=1.0),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
         "save": node("SaveImage", images=["decode", 0], filename_prefix="minicanvas"),
@@ -111,11 +111,11 @@ def tasks(quick: bool) -> dict[str, list[table.Task]]:
     }
 
 
-def draw(host: ComfyHost, method: Method, task: table.Task, seed: int) -> torch.Tensor:
+def draw(host: ComfyHost, method: Method, task: table.Task, seed: int, steps: int = STEPS) -> torch.Tensor:
     """The task's pictures [n, 3, px, px] in 0..1."""
     pictures = []
     for start in range(0, len(task.pairs), BATCH):
-        graph = base_graph(task.pairs[start:start + BATCH], seed + start)
+        graph = base_graph(task.pairs[start:start + BATCH], seed + start, steps)
         method.add(graph, task)
         pictures += [decode_png(png) for png in host.run(graph, timeout=3600).images]
     return torch.stack(pictures)
