@@ -167,6 +167,18 @@ def test_typed_and_pasted_text_sets_the_ticks(page):
     assert "'actuator': 'steer'" in generate(page)
 
 
+def test_send_to_img2img_takes_the_sidebar_along(page):
+    row(page, "cat").get_by_role("checkbox").check()
+    page.locator("#script_txt2img_saemnesia_actuator").first.get_by_label("steer").check()
+    page.locator("#script_txt2img_saemnesia_hires input").first.uncheck()
+    page.get_by_role("button", name="Send to img2img").click()
+    sent = page.locator("#script_img2img_saemnesia_concepts").locator("textarea, input")
+    expect(sent).to_have_value("cat")
+    expect(page.locator("#script_img2img_saemnesia_list").get_by_label("cat", exact=True)).to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_actuator").get_by_label("steer")).to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_hires input")).not_to_be_checked()
+
+
 def test_search_hides_other_rows_and_empty_groups(page):
     page.locator(".saemnesia-search").first.fill("STYLE")
     picker = page.locator(".saemnesia-picker").first
