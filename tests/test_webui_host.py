@@ -28,6 +28,8 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("webui") / "models"
     write_models(folder, TOKENIZER)
     write_sae(folder / "sae" / "z-wide.safetensors", d_in=1280)
+    (folder / "adetailer").mkdir()
+    (folder / "adetailer" / "box.pt").touch()
     (folder / "sae" / "z-cut.safetensors").write_bytes((folder / "sae" / SAE).read_bytes()[:-5])
     return folder
 
@@ -90,7 +92,9 @@ def test_a_slip_is_http_500_with_the_sentence_and_a_clean_next_run(host, plain, 
 @pytest.mark.parametrize("options", [
     {"batch_size": 2, "n_iter": 2}, {"prompt": "a cat AND a dog"}, {"prompt": "a cat " * 60}, {"sampler_name": "Heun"},
     {"sampler_name": "DDIM"}, {"sampler_name": "UniPC"}, {"width": 128}, {"cfg_scale": 1},
-    {"override_settings": {"batch_cond_uncond": False}}, {"s_min_uncond": 4.0},
+    {"override_settings": {"batch_cond_uncond": False}}, {"s_min_uncond": 4.0}, {"prompt": "a [cat:dog:0.5]"},
+    {"override_settings": {"pad_cond_uncond": True}, "prompt": "a cat " * 60},
+    {"override_settings": {"skip_early_cond": 0.5}}, {"override_settings": {"token_merging_ratio": 0.5}},
 ], ids=str)
 @pytest.mark.parametrize("apply_to", ["both", "conditional only"])
 def test_any_arrangement_is_erased(host, plain, options, apply_to):
@@ -109,23 +113,30 @@ def test_hires_is_erased_in_both_passes_or_in_the_first_alone(host, plain):
     assert "SAEmnesia hires: False" in first.infotext
 
 
-def test_img2img_is_erased(host, plain):
-    image = base64.b64encode(_png(plain[0])).decode()
-    options = {"path": "img2img", "init_images": [image], "denoising_strength": 0.8}
+MASK = np.pad(np.full((32, 32), 255, np.uint8), 16)
+
+
+@pytest.mark.parametrize("more", [{}, {"mask": MASK}, {"mask": MASK, "inpaint_full_res": True, "inpainting_fill": 1}],
+                         ids=("whole", "inpaint", "inpaint only masked"))
+def test_img2img_is_erased(host, plain, more):
+    options = {"path": "img2img", "init_images": [_base64(plain[0])], "denoising_strength": 0.8, **more}
+    if "mask" in options:
+        options["mask"] = _base64(MASK)
     assert not same(host.picture(CAT, **options), host.picture(**options).pixels)
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _base64(pixels: np.ndarray) -> str:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
+    return base64.b64encode(data.getvalue()).decode()
 
 
-def test_a_refiner_of_another_build_stops_the_run(host, plain):
-    refiner = {"refiner_checkpoint": "other.safetensors", "refiner_switch_at": 0.5}
-    host.picture(**refiner)
+@pytest.mark.parametrize("switch", [{"refiner_checkpoint": "other.safetensors", "refiner_switch_at": 0.5},
+                                    HIRES | {"hr_checkpoint_name": "other.safetensors"}], ids=("refiner", "hires"))
+def test_a_checkpoint_of_another_build_in_the_middle_stops_the_run(host, plain, switch):
+    host.picture(**switch)
     with pytest.raises(WebuiError, match="HTTP 500 .*reads tokens of width 320"):
-        host.picture(CAT, **refiner)
+        host.picture(CAT, **switch)
     assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
 
 
@@ -134,6 +145,27 @@ def test_an_inner_pass_is_erased(host, plain):
     assert not same(with_it, without.pixels) and erased(with_it)
     silent = host.picture({"sae": SAE, "concepts": "cat", "end": 0.0}, how="inner")
     assert same(silent, without.pixels)
+
+
+INNER_ONLY = CAT | {"start": 0.25, "end": 0.45}
+"""A window with no step of the picture in it (timesteps 999, 499.5, 0), but one of ADetailer's four (666)."""
+
+
+def test_beside_adetailer_the_part_it_repaints_is_erased(host, plain):
+    """The real one, with a stand-in for its detector that finds one box."""
+    if "adetailer" not in host.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip("NO ADETAILER: name a checkout of it in WEBUI_EXTENSIONS")
+    beside = {"ADetailer": {"args": [True, False, {
+        "ad_model": "box.pt", "ad_denoising_strength": 0.5, "ad_use_steps": True, "ad_steps": 4}]}}
+    assert same(host.picture(INNER_ONLY), plain)
+    for options in ({}, {"batch_size": 2, "n_iter": 2}):
+        without = host.picture(beside=beside, **options)
+        assert "ADetailer model: box.pt" in without.infotext and not same(without, host.picture(**options).pixels)
+        inner = host.picture(INNER_ONLY, beside=beside, **options)
+        assert (inner.pixels != without.pixels).any(axis=(1, 2, 3)).all() and erased(inner)
+        assert not same(host.picture(CAT, beside=beside, **options), without.pixels)
+        assert same(host.picture(False, SAE, "cat", beside=beside, **options), without.pixels)
+    assert same(host.picture(), plain)
 
 
 @pytest.mark.parametrize("how", ["replace", "sd unet"])
@@ -220,3 +252,22 @@ def test_the_sidebar_ticks_erases_and_is_restored_by_paste(host, plain, page):
     page.locator("#txt2img_tools #paste, #paste").first.click()
     expect(text).to_have_value("cat:0.5")
     expect(tick).to_be_checked()
+
+
+def test_send_to_img2img_and_inpaint_take_the_sidebar_along(host, plain, page):
+    text = page.locator("#script_txt2img_saemnesia_concepts textarea, #script_txt2img_saemnesia_concepts input").first
+    sent = page.locator("#script_img2img_saemnesia_concepts textarea, #script_img2img_saemnesia_concepts input").first
+    page.locator("#txt2img_prompt textarea").fill("a cat")
+    if not text.is_visible():
+        accordion(page).get_by_text("SAEmnesia: erase concepts").first.click()
+    for concepts, tab in (("dog:0.5", "img2img"), ("cat:0.25", "inpaint")):
+        page.get_by_role("tab", name="txt2img").or_(page.get_by_role("button", name="txt2img", exact=True)).first.click()
+        text.fill(concepts)
+        page.locator("#txt2img_generate").click()
+        expect(page.locator("#html_info_txt2img").last).to_contain_text(concepts, timeout=120_000)
+        page.locator(f"#txt2img_send_to_{tab}").click()
+        expect(sent).to_be_visible(timeout=30_000)
+        expect(sent).to_have_value(concepts)
+        if tab == "img2img":
+            page.locator("#img2img_generate").click()
+            expect(page.locator("#html_info_img2img").last).to_contain_text(concepts, timeout=120_000)
