@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from small_model import write_sae
 from webui_host import WebuiError, WebuiHost
-from webui_model import SAE, write_models
+from webui_model import DEEP_UNET, SAE, SDXL_SAE, write_checkpoint, write_models
 
 CHECKOUT = os.environ.get("WEBUI_PATH", "")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="NO REAL A1111 OR FORGE: set WEBUI_PATH to a checkout of one")
@@ -147,6 +147,19 @@ def test_an_inner_pass_is_erased(host, plain):
     assert same(silent, without.pixels)
 
 
+@pytest.mark.skipif(IS_FORGE, reason="Forge knows SDXL by the whole set of its weights, and the small one lacks most")
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_sdxl_is_erased(host, plain, apply_to):
+    sdxl = {"override_settings": {"sd_model_checkpoint": "sdxl.safetensors"}, "negative_prompt": "a dog"}
+    without = host.picture(**sdxl)
+    with_it = host.picture(CAT | {"sae": SDXL_SAE, "apply_to": apply_to}, **sdxl)
+    assert not same(with_it, without.pixels) and "SAEmnesia sae: z-sdxl.safetensors [" in with_it.infotext
+    assert same(host.picture({"sae": SDXL_SAE, "concepts": "rocket", "apply_to": apply_to}, **sdxl), without.pixels)
+    with pytest.raises(WebuiError, match="HTTP 500 .*trained on a sd15 model and this one is sdxl"):
+        host.picture(CAT, **sdxl)
+    assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
+
+
 INNER_ONLY = CAT | {"start": 0.25, "end": 0.45}
 """A window with no step of the picture in it (timesteps 999, 499.5, 0), but one of ADetailer's four (666)."""
 
@@ -166,6 +179,31 @@ def test_beside_adetailer_the_part_it_repaints_is_erased(host, plain):
         assert not same(host.picture(CAT, beside=beside, **options), without.pixels)
         assert same(host.picture(False, SAE, "cat", beside=beside, **options), without.pixels)
     assert same(host.picture(), plain)
+
+
+@pytest.fixture(scope="module")
+def referred(host, plain, models) -> dict:
+    """A request with ControlNet's reference_only, which needs no weights, and a checkpoint it can work with."""
+    if IS_FORGE or "controlnet" not in host.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip("NO CONTROLNET: name a checkout of sd-webui-controlnet in WEBUI_EXTENSIONS, in A1111")
+    write_checkpoint(models, "deep", DEEP_UNET)
+    host.get("/sdapi/v1/refresh-checkpoints", {})
+    return {"width": 128, "height": 128, "override_settings": {"sd_model_checkpoint": "deep.safetensors"}, "beside": {
+        "ControlNet": {"args": [{"enabled": True, "module": "reference_only", "image": _base64(255 - plain[0])}]}}}
+
+
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_beside_controlnets_reference_pass_it_is_erased(host, plain, referred, apply_to):
+    """The real one: it replaces the UNet's forward, and runs the blocks once more for the reference."""
+    cat, without = CAT | {"apply_to": apply_to}, host.picture(**referred)
+    alone = referred | {"beside": None}
+    assert "ControlNet 0" in without.infotext and not same(without, host.picture(**alone).pixels)
+    with_it = host.picture(cat, **referred)
+    assert not same(with_it, without.pixels) and erased(with_it)
+    assert not same(with_it, host.picture(cat, **alone).pixels)
+    assert same(host.picture(cat | {"concepts": "rocket"}, **referred), without.pixels)
+    assert same(host.picture(False, SAE, "cat", **referred), without.pixels)
+    assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
 
 
 @pytest.mark.parametrize("how", ["replace", "sd unet"])

@@ -1,6 +1,8 @@
 """For the tests in a real A1111 or Forge: what other extensions do to a generation. One argument says which."""
 import sys
 from copy import copy
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import gradio as gr
@@ -24,6 +26,10 @@ class Detector:
 
 sys.modules["ultralytics"] = ModuleType("ultralytics")
 sys.modules["ultralytics"].YOLO = Detector
+
+if find_spec("open_clip"):  # the second text encoder of the small SDXL checkpoint
+    import open_clip
+    open_clip.add_model_config(Path(__file__).resolve().parents[1] / "open_clip")
 
 
 def unet():
