@@ -27,7 +27,8 @@ CASES = {
     "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
     "long prompt": {"tokens": (154, 77)}, "batch_cond_uncond off": {"batch_cond_uncond": False, "prompts": [[1], [2]]},
     "pad_cond_uncond": {"tokens": (154, 154)}, "NGMS": {"cond_only_above": 0.0}, "early": {"cond_only_above": 700.0},
-    "Heun": {"evaluations": 2}, "PLMS": {"timesteps": (999.0, 666.0, 666.0, 333.0)}, "DDIM": {"timesteps": (999.0, 749.0, 499.0, 249.0)},
+    "Heun": {"evaluations": 2}, "PLMS": {"timesteps": (999.0, 666.0, 666.0, 333.0)},
+    "DDIM": {"timesteps": (999.0, 749.0, 499.0, 249.0)},
     "wide": {"size": (4, 12)}, "hires": {"hires": True}, "two batches": {"n_iter": 2},
 }
 

@@ -299,7 +299,7 @@ def test_send_to_img2img_and_inpaint_take_the_sidebar_along(host, plain, page):
     if not text.is_visible():
         accordion(page).get_by_text("SAEmnesia: erase concepts").first.click()
     for concepts, tab in (("dog:0.5", "img2img"), ("cat:0.25", "inpaint")):
-        page.get_by_role("tab", name="txt2img").or_(page.get_by_role("button", name="txt2img", exact=True)).first.click()
+        page.locator("#tabs").get_by_text("txt2img", exact=True).first.click()
         text.fill(concepts)
         page.locator("#txt2img_generate").click()
         expect(page.locator("#html_info_txt2img").last).to_contain_text(concepts, timeout=120_000)

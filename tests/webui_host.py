@@ -4,7 +4,8 @@
         picture = host.picture(prompt="a cat")
 
 WEBUI_PATH names the checkout, whose environment lies in venv/ there unless WEBUI_PYTHON names its Python; WEBUI_ARGS
-adds arguments, WEBUI_EXTENSIONS folders of other extensions, with : between them. Everything the host writes goes into a scratch folder (its --data-dir), and it listens on loopback.
+adds arguments, WEBUI_EXTENSIONS folders of other extensions, with : between them. Everything the host writes goes into
+a scratch folder (its --data-dir), and it listens on loopback.
 """
 import base64
 import io
@@ -138,6 +139,11 @@ class WebuiHost:
         scripts = {"SAEmnesia": {"args": list(args)}} if args else {}
         made = self.get(f"/sdapi/v1/{path}", REQUEST | options | {
             "alwayson_scripts": scripts | (beside or {}) | {"meddle": {"args": [how]}}})
-        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in made["images"]]
+        pictures = [_pixels(image) for image in made["images"]]
         alike = [picture for picture in pictures if picture.shape == pictures[-1].shape]
         return Picture(np.stack(alike), json.loads(made["info"])["infotexts"][0])
+
+
+def _pixels(image: str) -> np.ndarray:
+    """[H, W, 3] of a base64 PNG; some of reForge's have an alpha channel."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))

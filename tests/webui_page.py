@@ -59,7 +59,7 @@ def routes(host: Webui, api_auth: str | None, **options: Any) -> list:
 
 
 def send(button: gr.Button, fields: list, names: list, others: list) -> None:
-    """As the hosts do: a field is taken along when what fills it is among `names`, and goes where the same fills one."""
+    """As the hosts do: a field goes along when what fills it is among `names`, to the field that the same fills."""
     button.click(lambda *values: values, inputs=[part for part, name in fields if name in names],
                  outputs=[part for part, name in others if name in names])
 
