@@ -2,6 +2,7 @@
 import base64
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,6 +207,25 @@ def test_beside_controlnets_reference_pass_it_is_erased(host, plain, referred, a
     assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
 
 
+@pytest.mark.parametrize("tiles_a_call", [1, 4])
+@pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
+def test_beside_tiled_diffusion_every_tile_is_erased(host, plain, method, tiles_a_call):
+    """The real one. It does not say which rows are whose, so the prompt's alone cannot be erased."""
+    if IS_FORGE or "tiled diffusion" not in host.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip("NO TILED DIFFUSION: name a checkout of multidiffusion-upscaler in WEBUI_EXTENSIONS, in A1111")
+    tiled = {"width": 256, "height": 128, "beside": {"Tiled Diffusion": {
+        "args": [True, method, False, True, 256, 128, 16, 16, 4, tiles_a_call]}}}
+    without = host.picture(**tiled)
+    assert "Tiled Diffusion" in without.infotext
+    assert not same(host.picture(width=256, height=128), without.pixels)
+    with_it = host.picture(CAT, **tiled)
+    assert not same(with_it, without.pixels) and erased(with_it)
+    assert same(host.picture({"sae": SAE, "concepts": "rocket"}, **tiled), without.pixels)
+    with pytest.raises(WebuiError, match="HTTP 500 .*set 'apply to' to 'both'"):
+        host.picture(CAT | {"apply_to": "conditional only"}, **tiled)
+    assert same(host.picture(False, SAE, "cat", **tiled), without.pixels) and same(host.picture(), plain)
+
+
 @pytest.mark.parametrize("how", ["replace", "sd unet"])
 def test_a_replaced_unet_stops_the_run(host, plain, how):
     if how == "sd unet" and IS_FORGE:
@@ -299,7 +319,7 @@ def test_send_to_img2img_and_inpaint_take_the_sidebar_along(host, plain, page):
     if not text.is_visible():
         accordion(page).get_by_text("SAEmnesia: erase concepts").first.click()
     for concepts, tab in (("dog:0.5", "img2img"), ("cat:0.25", "inpaint")):
-        page.locator("#tabs").get_by_text("txt2img", exact=True).first.click()
+        page.locator("#tabs button").filter(has_text=re.compile("^ *txt2img *$", re.I)).first.click()
         text.fill(concepts)
         page.locator("#txt2img_generate").click()
         expect(page.locator("#html_info_txt2img").last).to_contain_text(concepts, timeout=120_000)
