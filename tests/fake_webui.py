@@ -63,6 +63,7 @@ class Processing:
     refiner: Any = None
     tiles: int = 1
     inner: bool = False  # ADetailer repaints every picture
+    inner_scripts: bool = False  # with our script named in its settings
     loads: Any = None  # the checkpoint that this run has to load first
     script_args: tuple = ()
     scripts: tuple = ()
@@ -181,9 +182,10 @@ class Webui:
         return processed
 
     def _inner(self, p: Processing, image: Tensor) -> Tensor:
-        """ADetailer: everybody's postprocess early, a pass without their scripts, then process on a copy."""
+        """ADetailer: everybody's postprocess early, a pass without most scripts, then process on a copy."""
         self._scripts(copy(p), "postprocess", Processed(images=[], infotexts=[]))
-        again = self.run(Processing(prompts=p.prompts[:1], timesteps=p.timesteps[-1:]))
+        again = self.run(Processing(prompts=p.prompts[:1], timesteps=p.timesteps[-1:], script_args=p.script_args,
+                                    scripts=p.scripts if p.inner_scripts else ()))
         self._scripts(copy(p), "before_process")
         self._scripts(copy(p), "process")
         return image + again.images[0]

@@ -343,8 +343,10 @@ def test_3_3_after_a_switch_to_a_fitting_model_it_goes_on(request, models, name)
     assert calls == [unet_of(host), *[_unet(second, host.forge)] * 2]
 
 
-def test_3_4_the_inner_pass_of_adetailer_is_erased(webui, models):
-    inner = {"inner": True, "prompts": [[1], [2]], "n_iter": 2}
+@pytest.mark.parametrize("named", [False, True])
+def test_3_4_the_inner_pass_of_adetailer_is_erased(webui, models, named):
+    """named: this script is among those that ADetailer's settings let run in its pass."""
+    inner = {"inner": True, "inner_scripts": named, "prompts": [[1], [2]], "n_iter": 2}
     erased = webui.generate(*CAT, **inner)
     assert same(erased, by_hand(webui, models, **inner)) and webui.errors == []
     assert all(text["SAEmnesia concepts"] == "cat:1.0" for text in erased.infotexts)
