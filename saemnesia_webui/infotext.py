@@ -6,6 +6,7 @@ the default; the SAE's name is followed by the first digits of its file's SHA-25
 import logging
 import re
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def _with_strengths(job: Job) -> list[Choice]:
     return [Choice(c.name, usual if c.strength is None else c.strength) for c in parse(job.settings.concepts)]
 
 
+@cache
 def reader(setting: str, models: Path) -> Callable[[Mapping[str, Any]], Any]:
     """The function from pasted parameters to a component's value; None leaves the component alone.
 
-    A text without an erasure switches erasing off.
+    A text without an erasure switches erasing off. It is the same function in every tab: by that the hosts' "Send to
+    img2img" knows which component belongs to which.
     """
     def read(params: Mapping[str, Any]) -> Any:
         erased = key("sae") in params

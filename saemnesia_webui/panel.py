@@ -33,7 +33,7 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], models: 
     accordion: the host's InputAccordion; elem_id: its name for an element of this tab.
     """
     names = files.names(models)
-    first = names[0] if names else None
+    first = names[0] if names else ""  # None would not be restored by a pasted text
     with accordion(DEFAULTS["enabled"], label=TITLE, elem_id=elem_id("enabled")) as enabled:
         with gr.Row():
             sae = gr.Dropdown(names, value=first, label="SAE", elem_id=elem_id("sae"), allow_custom_value=True,

@@ -28,6 +28,7 @@ class SaemnesiaScript(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         built = panel.build(InputAccordion, self.elem_id, MODELS)
         self.infotext_fields = built.infotext_fields
+        self.paste_field_names = [target for _, target in built.infotext_fields]  # what "Send to img2img" takes along
         return built.components
 
     def process(self, p: Any, *args: Any) -> None:

@@ -56,12 +56,14 @@ class Processing:
     n_iter: int = 1
     evaluations: int = 1  # a step of Heun has two
     batch_cond_uncond: bool = True
-    skip_uncond: bool = False
+    cond_only_above: float = 1000.0  # NGMS, or a negative prompt ignored in the first steps; by timestep
     hires: bool = False
+    hires_model: Any = None
     first: bool = True  # not when the page upscales a picture that is there
     refiner: Any = None
     tiles: int = 1
     inner: bool = False  # ADetailer repaints every picture
+    inner_scripts: bool = False  # with our script named in its settings
     loads: Any = None  # the checkpoint that this run has to load first
     script_args: tuple = ()
     scripts: tuple = ()
@@ -180,9 +182,10 @@ class Webui:
         return processed
 
     def _inner(self, p: Processing, image: Tensor) -> Tensor:
-        """ADetailer: everybody's postprocess early, a pass without their scripts, then process on a copy."""
+        """ADetailer: everybody's postprocess early, a pass without most scripts, then process on a copy."""
         self._scripts(copy(p), "postprocess", Processed(images=[], infotexts=[]))
-        again = self.run(Processing(prompts=p.prompts[:1], timesteps=p.timesteps[-1:]))
+        again = self.run(Processing(prompts=p.prompts[:1], timesteps=p.timesteps[-1:], script_args=p.script_args,
+                                    scripts=p.scripts if p.inner_scripts else ()))
         self._scripts(copy(p), "before_process")
         self._scripts(copy(p), "process")
         return image + again.images[0]
@@ -192,6 +195,7 @@ class Webui:
             x = self._pass(p, batch, p.size) if p.first else torch.zeros(len(p.prompts), 4, *p.size)
             if p.hires:
                 p.is_hr_pass = True
+                self.shared.sd_model = p.hires_model or self.shared.sd_model
                 x = self._pass(p, batch, (2 * p.size[0], 2 * p.size[1]), start=x)
                 p.is_hr_pass = False
         return x
@@ -213,11 +217,13 @@ class Webui:
         uncond = torch.cat([_embed(0, p.tokens[1])] * len(x))
         owners = [i for i, texts in enumerate(p.prompts) for _ in texts]
         x_cond = x[owners]
+        sgm = getattr(self.shared.sd_model, "sgm", False)
+        said = [{"crossattn": c, "vector": c[:, 0]} if sgm else c for c in (cond, uncond)]
         self.fire("cfg_denoiser", SimpleNamespace(
-            x=x if self.forge else torch.cat([x_cond, x]), sigma=None, text_cond=cond, text_uncond=uncond,
+            x=x if self.forge else torch.cat([x_cond, x]), sigma=None, text_cond=said[0], text_uncond=said[1],
             denoiser=SimpleNamespace(p=p)))
         rows = self._forge_rows(p, x, uncond) if self.forge else [(x_cond, cond, True), (x, uncond, False)]
-        rows = [part for part in rows if part[2] or not p.skip_uncond]
+        rows = [part for part in rows if part[2] or timestep <= p.cond_only_above]
         together = p.batch_cond_uncond and (len(rows) == 1 or p.tokens[0] == p.tokens[1])
         calls = [rows] if together else [[part] for part in rows]
         parts = [part for call in calls for part in self._call(call, timestep, p.tiles)]

@@ -4,6 +4,7 @@ One test a row of what was measured on the real hosts: the script's life cycle, 
 models, and the ways in which an extension silently does not erase.
 """
 import logging
+import re
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,9 @@ CAT = (True, SAE, "cat")
 CASES = {
     "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
     "long prompt": {"tokens": (154, 77)}, "batch_cond_uncond off": {"batch_cond_uncond": False, "prompts": [[1], [2]]},
-    "NGMS": {"skip_uncond": True}, "Heun": {"evaluations": 2}, "DDIM": {"timesteps": (999.0, 749.0, 499.0, 249.0)},
+    "pad_cond_uncond": {"tokens": (154, 154)}, "NGMS": {"cond_only_above": 0.0}, "early": {"cond_only_above": 700.0},
+    "Heun": {"evaluations": 2}, "PLMS": {"timesteps": (999.0, 666.0, 666.0, 333.0)},
+    "DDIM": {"timesteps": (999.0, 749.0, 499.0, 249.0)},
     "wide": {"size": (4, 12)}, "hires": {"hires": True}, "two batches": {"n_iter": 2},
 }
 
@@ -157,9 +160,52 @@ def test_tiles_are_erased_but_cannot_be_split_into_conditional_rows(webui, model
             **tiled)
 
 
-def test_sdxl_calls_with_keywords_are_erased(webui, models):
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_sdxl_calls_with_keywords_are_erased(webui, models, apply_to):
+    """Its texts come in dicts."""
     webui.shared.sd_model = sd_model(unet_of(webui), sgm=True)
-    assert same(webui.generate(*CAT), by_hand(webui, models))
+    erased = webui.generate({"sae": SAE, "concepts": "cat", "apply_to": apply_to}, prompts=[[1], [2]])
+    assert same(erased, by_hand(webui, models, apply_to != "both", prompts=[[1], [2]])) and webui.errors == []
+
+
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_a_controlnet_that_runs_a_reference_pass_inside_the_unet_is_met(webui, models, apply_to):
+    """It replaces `forward` of the instance, and calls the blocks itself: twice in reference modes."""
+    unet = unet_of(webui)
+    forward = unet.forward
+
+    def controlled(x, *args, **kwargs):
+        return forward(x, *args, **kwargs) + 0.1 * forward(x.flip(2), *args, **kwargs)
+    unet.forward = controlled
+    wanted = by_hand(webui, models, apply_to != "both")
+    erased = webui.generate({"sae": SAE, "concepts": "cat", "apply_to": apply_to})
+    assert same(erased, wanted) and not same(erased, webui.generate(False))
+
+
+def extra_passes(monkeypatch, host: Webui) -> None:
+    """Guidance by perturbed or smeared attention (PAG, SAG): the conditional rows once more, unannounced."""
+    call = host._call
+
+    def once_more(parts, timestep, tiles):
+        out = call(parts, timestep, tiles)
+        extra = call([part for part in parts if part[2]], timestep, tiles)
+        return [out[i] + extra.pop(0) if part[2] else out[i] for i, part in enumerate(parts)]
+    monkeypatch.setattr(host, "_call", once_more)
+
+
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_extra_passes_are_erased(request, monkeypatch, models, name):
+    host = request.getfixturevalue(name)
+    extra_passes(monkeypatch, host)
+    assert same(host.generate(*CAT), by_hand(host, models))
+
+
+def test_extra_passes_are_split_into_rows_where_the_host_says_which_they_are(forge, webui, monkeypatch, models):
+    only = {"sae": SAE, "concepts": "cat", "apply_to": "conditional only"}
+    extra_passes(monkeypatch, forge)
+    assert same(forge.generate(only), by_hand(forge, models, conditional_only=True))
+    extra_passes(monkeypatch, webui)
+    refused(webui, only, says="set 'apply to' to 'both'")
 
 
 @pytest.mark.parametrize("timestep", [0.0, 1.0, 333.0, 499.5, 749.25, 998.9, 999.0])
@@ -270,6 +316,21 @@ def test_3_2_a_refiner_of_another_build_stops_the_run(webui):
             refiner=sd_model(new_unet(channel_mult=[1, 3])))
 
 
+def test_3_2_a_hires_checkpoint_of_another_build_stops_the_run(webui):
+    refused(webui, *CAT, says="reads tokens of width 64, but block .* of this model has 96", hires=True,
+            hires_model=sd_model(new_unet(channel_mult=[1, 3])))
+
+
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_3_3_a_hires_checkpoint_that_fits_is_erased_too(request, name):
+    host = request.getfixturevalue(name)
+    first, second = unet_of(host), sd_model(new_unet(1), forge=host.forge)
+    calls = watch(host)
+    host.generate(*CAT, hires=True, hires_model=second)
+    assert calls == [first] * 3 + [_unet(second, host.forge)] * 3
+    assert hooks(first) == hooks(unet_of(host)) == 0
+
+
 @pytest.mark.parametrize("name", ["webui", "forge"])
 def test_3_3_after_a_switch_to_a_fitting_model_it_goes_on(request, models, name):
     host = request.getfixturevalue(name)
@@ -282,8 +343,10 @@ def test_3_3_after_a_switch_to_a_fitting_model_it_goes_on(request, models, name)
     assert calls == [unet_of(host), *[_unet(second, host.forge)] * 2]
 
 
-def test_3_4_the_inner_pass_of_adetailer_is_erased(webui, models):
-    inner = {"inner": True, "prompts": [[1], [2]], "n_iter": 2}
+@pytest.mark.parametrize("named", [False, True])
+def test_3_4_the_inner_pass_of_adetailer_is_erased(webui, models, named):
+    """named: this script is among those that ADetailer's settings let run in its pass."""
+    inner = {"inner": True, "inner_scripts": named, "prompts": [[1], [2]], "n_iter": 2}
     erased = webui.generate(*CAT, **inner)
     assert same(erased, by_hand(webui, models, **inner)) and webui.errors == []
     assert all(text["SAEmnesia concepts"] == "cat:1.0" for text in erased.infotexts)
@@ -500,6 +563,14 @@ def test_attention_blocks_of_another_class_are_found(webui, models):
     assert same(webui.generate(*CAT), by_hand(webui, models))
 
 
+def test_attention_that_is_replaced_while_sampling_is_erased(webui, models):
+    """HyperTile wraps the attention inside the block, so the edit comes after it."""
+    for module in unet_of(webui).modules():
+        if hasattr(module, "attn1"):
+            module.attn1.forward = lambda *a, forward=module.attn1.forward, **k: 0.5 * forward(*a, **k)
+    assert same(webui.generate(*CAT), by_hand(webui, models))
+
+
 def test_a_second_hook_on_the_block_stays(webui, models):
     seen = []
     handle = hookpoint.find(unet_of(webui), BLOCK).register_forward_hook(lambda *a: seen.append(1))
@@ -546,6 +617,15 @@ def test_pasted_text_restores_every_setting(webui, models):
     short = webui.generate(*CAT).infotexts[0]
     assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator"}
     assert pasted(webui, models, short)["hires"] is True
+
+
+def test_what_is_written_can_be_read_by_the_hosts(webui):
+    """They split `Key: value, Key: "quoted, value"`, and know a key by this pattern."""
+    from saemnesia_webui import infotext
+    assert all(re.fullmatch(r"\w[\w \-/]+", key) for key in infotext.KEYS)
+    written = webui.generate(True, SAE, "cat, noto style").infotexts[0]
+    assert set(written) <= set(infotext.KEYS)
+    assert all(isinstance(value, str | float | bool) and "\n" not in str(value) for value in written.values())
 
 
 def test_text_without_an_erasure_switches_erasing_off_and_leaves_the_rest(webui, models):

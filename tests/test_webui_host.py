@@ -2,6 +2,7 @@
 import base64
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from small_model import write_sae
 from webui_host import WebuiError, WebuiHost
-from webui_model import SAE, write_models
+from webui_model import DEEP_UNET, SAE, SDXL_SAE, write_checkpoint, write_models
 
 CHECKOUT = os.environ.get("WEBUI_PATH", "")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="NO REAL A1111 OR FORGE: set WEBUI_PATH to a checkout of one")
@@ -28,6 +29,8 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("webui") / "models"
     write_models(folder, TOKENIZER)
     write_sae(folder / "sae" / "z-wide.safetensors", d_in=1280)
+    (folder / "adetailer").mkdir()
+    (folder / "adetailer" / "box.pt").touch()
     (folder / "sae" / "z-cut.safetensors").write_bytes((folder / "sae" / SAE).read_bytes()[:-5])
     return folder
 
@@ -90,7 +93,9 @@ def test_a_slip_is_http_500_with_the_sentence_and_a_clean_next_run(host, plain, 
 @pytest.mark.parametrize("options", [
     {"batch_size": 2, "n_iter": 2}, {"prompt": "a cat AND a dog"}, {"prompt": "a cat " * 60}, {"sampler_name": "Heun"},
     {"sampler_name": "DDIM"}, {"sampler_name": "UniPC"}, {"width": 128}, {"cfg_scale": 1},
-    {"override_settings": {"batch_cond_uncond": False}}, {"s_min_uncond": 4.0},
+    {"override_settings": {"batch_cond_uncond": False}}, {"s_min_uncond": 4.0}, {"prompt": "a [cat:dog:0.5]"},
+    {"override_settings": {"pad_cond_uncond": True}, "prompt": "a cat " * 60},
+    {"override_settings": {"skip_early_cond": 0.5}}, {"override_settings": {"token_merging_ratio": 0.5}},
 ], ids=str)
 @pytest.mark.parametrize("apply_to", ["both", "conditional only"])
 def test_any_arrangement_is_erased(host, plain, options, apply_to):
@@ -109,23 +114,30 @@ def test_hires_is_erased_in_both_passes_or_in_the_first_alone(host, plain):
     assert "SAEmnesia hires: False" in first.infotext
 
 
-def test_img2img_is_erased(host, plain):
-    image = base64.b64encode(_png(plain[0])).decode()
-    options = {"path": "img2img", "init_images": [image], "denoising_strength": 0.8}
+MASK = np.pad(np.full((32, 32), 255, np.uint8), 16)
+
+
+@pytest.mark.parametrize("more", [{}, {"mask": MASK}, {"mask": MASK, "inpaint_full_res": True, "inpainting_fill": 1}],
+                         ids=("whole", "inpaint", "inpaint only masked"))
+def test_img2img_is_erased(host, plain, more):
+    options = {"path": "img2img", "init_images": [_base64(plain[0])], "denoising_strength": 0.8, **more}
+    if "mask" in options:
+        options["mask"] = _base64(MASK)
     assert not same(host.picture(CAT, **options), host.picture(**options).pixels)
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _base64(pixels: np.ndarray) -> str:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
+    return base64.b64encode(data.getvalue()).decode()
 
 
-def test_a_refiner_of_another_build_stops_the_run(host, plain):
-    refiner = {"refiner_checkpoint": "other.safetensors", "refiner_switch_at": 0.5}
-    host.picture(**refiner)
+@pytest.mark.parametrize("switch", [{"refiner_checkpoint": "other.safetensors", "refiner_switch_at": 0.5},
+                                    HIRES | {"hr_checkpoint_name": "other.safetensors"}], ids=("refiner", "hires"))
+def test_a_checkpoint_of_another_build_in_the_middle_stops_the_run(host, plain, switch):
+    host.picture(**switch)
     with pytest.raises(WebuiError, match="HTTP 500 .*reads tokens of width 320"):
-        host.picture(CAT, **refiner)
+        host.picture(CAT, **switch)
     assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
 
 
@@ -134,6 +146,84 @@ def test_an_inner_pass_is_erased(host, plain):
     assert not same(with_it, without.pixels) and erased(with_it)
     silent = host.picture({"sae": SAE, "concepts": "cat", "end": 0.0}, how="inner")
     assert same(silent, without.pixels)
+
+
+@pytest.mark.skipif(IS_FORGE, reason="Forge knows SDXL by the whole set of its weights, and the small one lacks most")
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_sdxl_is_erased(host, plain, apply_to):
+    sdxl = {"override_settings": {"sd_model_checkpoint": "sdxl.safetensors"}, "negative_prompt": "a dog"}
+    without = host.picture(**sdxl)
+    with_it = host.picture(CAT | {"sae": SDXL_SAE, "apply_to": apply_to}, **sdxl)
+    assert not same(with_it, without.pixels) and "SAEmnesia sae: z-sdxl.safetensors [" in with_it.infotext
+    assert same(host.picture({"sae": SDXL_SAE, "concepts": "rocket", "apply_to": apply_to}, **sdxl), without.pixels)
+    with pytest.raises(WebuiError, match="HTTP 500 .*trained on a sd15 model and this one is sdxl"):
+        host.picture(CAT, **sdxl)
+    assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
+
+
+INNER_ONLY = CAT | {"start": 0.25, "end": 0.45}
+"""A window with no step of the picture in it (timesteps 999, 499.5, 0), but one of ADetailer's four (666)."""
+
+
+def test_beside_adetailer_the_part_it_repaints_is_erased(host, plain):
+    """The real one, with a stand-in for its detector that finds one box."""
+    if "adetailer" not in host.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip("NO ADETAILER: name a checkout of it in WEBUI_EXTENSIONS")
+    beside = {"ADetailer": {"args": [True, False, {
+        "ad_model": "box.pt", "ad_denoising_strength": 0.5, "ad_use_steps": True, "ad_steps": 4}]}}
+    assert same(host.picture(INNER_ONLY), plain)
+    for options in ({}, {"batch_size": 2, "n_iter": 2}):
+        without = host.picture(beside=beside, **options)
+        assert "ADetailer model: box.pt" in without.infotext and not same(without, host.picture(**options).pixels)
+        inner = host.picture(INNER_ONLY, beside=beside, **options)
+        assert (inner.pixels != without.pixels).any(axis=(1, 2, 3)).all() and erased(inner)
+        assert not same(host.picture(CAT, beside=beside, **options), without.pixels)
+        assert same(host.picture(False, SAE, "cat", beside=beside, **options), without.pixels)
+    assert same(host.picture(), plain)
+
+
+@pytest.fixture(scope="module")
+def referred(host, plain, models) -> dict:
+    """A request with ControlNet's reference_only, which needs no weights, and a checkpoint it can work with."""
+    if IS_FORGE or "controlnet" not in host.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip("NO CONTROLNET: name a checkout of sd-webui-controlnet in WEBUI_EXTENSIONS, in A1111")
+    write_checkpoint(models, "deep", DEEP_UNET)
+    host.get("/sdapi/v1/refresh-checkpoints", {})
+    return {"width": 128, "height": 128, "override_settings": {"sd_model_checkpoint": "deep.safetensors"}, "beside": {
+        "ControlNet": {"args": [{"enabled": True, "module": "reference_only", "image": _base64(255 - plain[0])}]}}}
+
+
+@pytest.mark.parametrize("apply_to", ["both", "conditional only"])
+def test_beside_controlnets_reference_pass_it_is_erased(host, plain, referred, apply_to):
+    """The real one: it replaces the UNet's forward, and runs the blocks once more for the reference."""
+    cat, without = CAT | {"apply_to": apply_to}, host.picture(**referred)
+    alone = referred | {"beside": None}
+    assert "ControlNet 0" in without.infotext and not same(without, host.picture(**alone).pixels)
+    with_it = host.picture(cat, **referred)
+    assert not same(with_it, without.pixels) and erased(with_it)
+    assert not same(with_it, host.picture(cat, **alone).pixels)
+    assert same(host.picture(cat | {"concepts": "rocket"}, **referred), without.pixels)
+    assert same(host.picture(False, SAE, "cat", **referred), without.pixels)
+    assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
+
+
+@pytest.mark.parametrize("tiles_a_call", [1, 4])
+@pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
+def test_beside_tiled_diffusion_every_tile_is_erased(host, plain, method, tiles_a_call):
+    """The real one. It does not say which rows are whose, so the prompt's alone cannot be erased."""
+    if IS_FORGE or "tiled diffusion" not in host.get("/sdapi/v1/scripts")["txt2img"]:
+        pytest.skip("NO TILED DIFFUSION: name a checkout of multidiffusion-upscaler in WEBUI_EXTENSIONS, in A1111")
+    tiled = {"width": 256, "height": 128, "beside": {"Tiled Diffusion": {
+        "args": [True, method, False, True, 256, 128, 16, 16, 4, tiles_a_call]}}}
+    without = host.picture(**tiled)
+    assert "Tiled Diffusion" in without.infotext
+    assert not same(host.picture(width=256, height=128), without.pixels)
+    with_it = host.picture(CAT, **tiled)
+    assert not same(with_it, without.pixels) and erased(with_it)
+    assert same(host.picture({"sae": SAE, "concepts": "rocket"}, **tiled), without.pixels)
+    with pytest.raises(WebuiError, match="HTTP 500 .*set 'apply to' to 'both'"):
+        host.picture(CAT | {"apply_to": "conditional only"}, **tiled)
+    assert same(host.picture(False, SAE, "cat", **tiled), without.pixels) and same(host.picture(), plain)
 
 
 @pytest.mark.parametrize("how", ["replace", "sd unet"])
@@ -220,3 +310,22 @@ def test_the_sidebar_ticks_erases_and_is_restored_by_paste(host, plain, page):
     page.locator("#txt2img_tools #paste, #paste").first.click()
     expect(text).to_have_value("cat:0.5")
     expect(tick).to_be_checked()
+
+
+def test_send_to_img2img_and_inpaint_take_the_sidebar_along(host, plain, page):
+    text = page.locator("#script_txt2img_saemnesia_concepts textarea, #script_txt2img_saemnesia_concepts input").first
+    sent = page.locator("#script_img2img_saemnesia_concepts textarea, #script_img2img_saemnesia_concepts input").first
+    page.locator("#txt2img_prompt textarea").fill("a cat")
+    if not text.is_visible():
+        accordion(page).get_by_text("SAEmnesia: erase concepts").first.click()
+    for concepts, tab in (("dog:0.5", "img2img"), ("cat:0.25", "inpaint")):
+        page.locator("#tabs button").filter(has_text=re.compile("^ *txt2img *$", re.I)).first.click()
+        text.fill(concepts)
+        page.locator("#txt2img_generate").click()
+        expect(page.locator("#html_info_txt2img").last).to_contain_text(concepts, timeout=120_000)
+        page.locator(f"#txt2img_send_to_{tab}").click()
+        expect(sent).to_be_visible(timeout=30_000)
+        expect(sent).to_have_value(concepts)
+        if tab == "img2img":
+            page.locator("#img2img_generate").click()
+            expect(page.locator("#html_info_img2img").last).to_contain_text(concepts, timeout=120_000)

@@ -41,16 +41,20 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+def started(folder: str, models: Path, port: int | str) -> subprocess.Popen:
+    path = os.pathsep.join(str(p) for p in (REPO / ".host" / folder, REPO / "tests", REPO))
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "tests/webui_page.py", str(models), str(port)], cwd=REPO,
+        stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": path, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"})
+
+
 class Served:
     """The page's process; `said`: what it printed before it began to serve."""
 
     def __init__(self, folder: str, models: Path) -> None:
         self.port = free_port()
-        path = os.pathsep.join(str(p) for p in (REPO / ".host" / folder, REPO / "tests", REPO))
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "tests/webui_page.py", str(models), str(self.port)], cwd=REPO,
-            stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": path, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"})
+        self.process = started(folder, models, self.port)
         self.said = json.loads(self.process.stdout.readline())
 
     @property
@@ -127,6 +131,13 @@ def test_every_call_of_ui_makes_the_same_arguments(served):
     assert [value for _, value in served.said["infotext"]] == [False, *[None] * 8]
 
 
+@pytest.mark.parametrize("folder", VERSIONS)
+def test_without_any_sae_there_is_a_sidebar_that_a_pasted_text_can_fill(folder, tmp_path):
+    """The hosts give a pasted value the type of the component's first one."""
+    said = json.loads(started(folder, tmp_path, "-").communicate()[0])
+    assert [value for _, _, value, _ in said["tabs"][0]][:3] == [False, "", ""] and said["errors"] == []
+
+
 def test_routes_list_saes_and_concepts(served):
     saes, concepts, outside = served.said["open"]
     assert saes == [200, {"saes": ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]}]
@@ -165,6 +176,18 @@ def test_typed_and_pasted_text_sets_the_ticks(page):
     expect(row(page, "rocket").get_by_role("checkbox")).not_to_be_checked()
     expect(row(page, "noto style").get_by_label("Strength of noto style")).to_have_attribute("placeholder", "-1")
     assert "'actuator': 'steer'" in generate(page)
+
+
+def test_send_to_img2img_takes_the_sidebar_along(page):
+    row(page, "cat").get_by_role("checkbox").check()
+    page.locator("#script_txt2img_saemnesia_actuator").first.get_by_label("steer").check()
+    page.locator("#script_txt2img_saemnesia_hires input").first.uncheck()
+    page.get_by_role("button", name="Send to img2img").click()
+    sent = page.locator("#script_img2img_saemnesia_concepts").locator("textarea, input")
+    expect(sent).to_have_value("cat")
+    expect(page.locator("#script_img2img_saemnesia_list").get_by_label("cat", exact=True)).to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_actuator").get_by_label("steer")).to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_hires input")).not_to_be_checked()
 
 
 def test_search_hides_other_rows_and_empty_groups(page):

@@ -4,7 +4,8 @@
         picture = host.picture(prompt="a cat")
 
 WEBUI_PATH names the checkout, whose environment lies in venv/ there unless WEBUI_PYTHON names its Python; WEBUI_ARGS
-adds arguments. Everything the host writes goes into a scratch folder (its --data-dir), and it listens on loopback.
+adds arguments, WEBUI_EXTENSIONS folders of other extensions, with : between them. Everything the host writes goes into
+a scratch folder (its --data-dir), and it listens on loopback.
 """
 import base64
 import io
@@ -35,6 +36,7 @@ CPU = {"modules_forge": ("--always-cpu",), "modules": ("--use-cpu", "all", "--no
 """Flags for a CPU, by a folder of the checkout that only Forge and its relatives have."""
 LEFT_OUT = (".git", ".host", ".venv", "__pycache__", "output", "node_modules")
 CONFIG = {"live_previews_enable": False, "sd_model_checkpoint": "small.safetensors", "batch_cond_uncond": True,
+          "pad_cond_uncond": False, "skip_early_cond": 0.0, "token_merging_ratio": 0.0,
           "sd_t2i_width": 64, "sd_t2i_height": 64}
 PAGE = {"txt2img/Width/value": 64, "txt2img/Height/value": 64, "txt2img/Sampling steps/value": 3}
 """Previews would need a download; an option that was never stored stays as a request overrides it."""
@@ -63,7 +65,9 @@ class WebuiHost:
     def __enter__(self) -> Self:
         self.scratch = Path(tempfile.mkdtemp(prefix="webui-host-"))
         (self.scratch / "extensions").mkdir()
-        for name, folder in (("saemnesia", REPO), ("meddle", MEDDLE)):  # a link would be refused by gradio 4
+        others = [Path(folder) for folder in os.environ.get("WEBUI_EXTENSIONS", "").split(os.pathsep) if folder]
+        for name, folder in (("saemnesia", REPO), ("meddle", MEDDLE), *((other.name, other) for other in others)):
+            # a link would be refused by gradio 4
             shutil.copytree(folder, self.scratch / "extensions" / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (self.scratch / "models").symlink_to(self.models)
         (self.scratch / "config.json").write_text(json.dumps(CONFIG))
@@ -129,11 +133,17 @@ class WebuiHost:
         except HTTPError as error:
             raise WebuiError(f"HTTP {error.code} {error.read().decode(errors='replace')}") from error
 
-    def picture(self, *args: Any, how: str = "", path: str = "txt2img", **options: Any) -> Picture:
-        """A generation; `args`: those of our script; how: those of tests/webui_extension."""
+    def picture(self, *args: Any, how: str = "", path: str = "txt2img", beside: dict | None = None,
+                **options: Any) -> Picture:
+        """A generation; `args`: those of our script; how: those of tests/webui_extension; beside: other scripts."""
         scripts = {"SAEmnesia": {"args": list(args)}} if args else {}
         made = self.get(f"/sdapi/v1/{path}", REQUEST | options | {
-            "alwayson_scripts": scripts | {"meddle": {"args": [how]}}})
-        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in made["images"]]
+            "alwayson_scripts": scripts | (beside or {}) | {"meddle": {"args": [how]}}})
+        pictures = [_pixels(image) for image in made["images"]]
         alike = [picture for picture in pictures if picture.shape == pictures[-1].shape]
         return Picture(np.stack(alike), json.loads(made["info"])["infotexts"][0])
+
+
+def _pixels(image: str) -> np.ndarray:
+    """[H, W, 3] of a base64 PNG; some of reForge's have an alpha channel."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))

@@ -58,16 +58,24 @@ def routes(host: Webui, api_auth: str | None, **options: Any) -> list:
                    "/saemnesia/concepts?sae=../x", **options)
 
 
+def send(button: gr.Button, fields: list, names: list, others: list) -> None:
+    """As the hosts do: a field goes along when what fills it is among `names`, to the field that the same fills."""
+    button.click(lambda *values: values, inputs=[part for part, name in fields if name in names],
+                 outputs=[part for part, name in others if name in names])
+
+
 def main(models: Path, port: str) -> None:
     host = Webui(models, None)
     host.accordion = InputAccordion
     with host.installed(), gr.Blocks() as page:
-        tabs = []
+        tabs, sent = [], []
         for tab in ("txt2img", "txt2img", "img2img"):  # the hosts call it more than once
             host.script.elem_id = lambda item, tab=tab: f"script_{tab}_saemnesia_{item}"
             tabs.append(host.script.ui(tab == "img2img"))
+            sent.append((host.script.infotext_fields, host.script.paste_field_names))
         fields = [[type(part).__name__, read({})] for part, read in host.script.infotext_fields]
         paste, result = gr.Button("Paste"), gr.Textbox(label="Result")
+        send(gr.Button("Send to img2img"), *sent[0], sent[-1][0])
         paste.click(lambda: ("Dog:0.5, noto style", "steer"), outputs=[tabs[0][2], tabs[0][3]])
         gr.Button("Generate").click(lambda *args: str(dict(zip(host.module.settings.DEFAULTS, args, strict=True))),
                                     inputs=tabs[0], outputs=[result])
