@@ -44,7 +44,7 @@ class TrainSettings:
     unsupervised_steps: int = 1500
     supervised_steps: int = 2000
     batch: int = 64
-    lr: float = 2e-3
+    lr: float = 3e-3
     dead_steps: int = 200
     published: bool = False
     half: bool = True

@@ -39,7 +39,7 @@ ACTIVATIONS = ROOT / ".host" / "methods-activations"
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 SEEDS = (0, 1, 2)
 STRENGTHS = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
-SIZE = ("--latents", "2560", "--k", "48", "--batch", "64")
+SIZE = ("--latents", "2560", "--k", "48", "--batch", "64", "--lr", "0.002")
 PAINTED = ("--hookpoint", "down_blocks.1.attentions.0", "--width", "96", "--height", "96", "--cfg", "2.5", "--at-once",
            "51", "--pictures", "1224")
 
