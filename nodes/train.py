@@ -103,10 +103,11 @@ class Train(io.ComfyNode):
         shown = Shown(chunks, painting.steps, settings.steps, cls.hidden.unique_id)
         keep = out.with_name(out.stem + ".activations") if keep_activations else None
         make = training.source(model, clip, what, job, keep, shown.painted)
-        comfy.model_management.free_memory(_needed(job.config), comfy.model_management.get_torch_device())
+        device = comfy.model_management.get_torch_device()
         with torch.inference_mode(False), torch.enable_grad():
             job = job.starting_from(start.path) if start else job
-            report = train_to_file(job, _inference(make), out, shown.trained, comfy.model_management.get_torch_device())
+            comfy.model_management.free_memory(_needed(job.config), device)
+            report = train_to_file(job, _inference(make), out, shown.trained, device)
         picture = np.asarray(chart.report_picture(report, settings.steps), dtype=np.float32) / 255
         return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(),
                              ui={"text": [report.as_text()]})
