@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from ..sae_models import finding, table
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.formats import read_sae
-from ..sae_models.losses import Weights
 from ..sae_models.maps import Maps, joined
 from . import files, patch, training
 from .collect import Collector, Painting
@@ -92,7 +91,7 @@ def _painted(model: Any, clip: Any, what: training.Search, node: str | None) -> 
 
 def _found(how: str, sae: LoadedSae, maps: Maps, what: training.Search, neurons: int) -> table.Table:
     if how == OWN:
-        return finding.own_neurons(maps, what.wanted, Weights())
+        return finding.own_neurons(maps, what.wanted)
     whole = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device())
     return finding.best_neurons(whole, maps, what.wanted, neurons, how == BEST_BY_LEVEL)
 

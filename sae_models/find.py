@@ -10,7 +10,6 @@ from . import finding, parallel
 from .command import GIGABYTE, main
 from .errors import SaeError
 from .formats import read_header, read_sae
-from .losses import Weights
 from .maps import Shards, Window
 from .origin import of_stored
 from .table import add
@@ -38,7 +37,7 @@ def find_stored() -> None:
     window.move(0.0)
     maps = window.sample(SCORED_MAPS)
     if options.own:
-        found = finding.own_neurons(maps, origin.subjects, Weights())
+        found = finding.own_neurons(maps, origin.subjects)
     else:
         sae = read_sae(options.sae)[0].to(parallel.device())
         found = finding.best_neurons(sae, maps, origin.subjects, options.neurons, options.at_each_level)

@@ -28,7 +28,7 @@ class Weights:
     carry: float = 1.0
     silence: float = 1.0
     margin: float = 0.5
-    push: float = 1.5
+    push: float = 1.0
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -33,10 +33,12 @@ def together() -> Iterator[None]:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield
         return
+    global _mesh
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
+        _mesh = None
         dist.destroy_process_group()
 
 

@@ -71,7 +71,7 @@ def test_what_is_never_or_always_shown_cannot_be_found(learned):
     maps.labels[:, 0] = False
     maps.unsaid[:] = 1
     with pytest.raises(SaeError, match="the pictures never show 'cat'"):
-        own_neurons(maps, SUBJECTS[:1], Weights())
+        own_neurons(maps, SUBJECTS[:1])
     maps.labels[:, 0] = True
     with pytest.raises(SaeError, match="the pictures always show 'cat'"):
         best_neurons(learned.sae, maps, SUBJECTS[:1], 1, at_each_level=False)

@@ -40,6 +40,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 SEEDS = (0, 1, 2)
 STRENGTHS = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
 SIZE = ("--latents", "2560", "--k", "48", "--batch", "64", "--lr", "0.002")
+PUSH = ("--push", "1.5")
 PAINTED = ("--hookpoint", "down_blocks.1.attentions.0", "--width", "96", "--height", "96", "--cfg", "2.5", "--at-once",
            "51", "--pictures", "1224")
 
@@ -83,7 +84,7 @@ class Trainings:
             self._python("custom_nodes/comfyui-saemnesia/train.py", "--checkpoint", f"models/checkpoints/{NAME}",
                          "--concepts", ROOT / "benchmarks" / "minicanvas" / "concepts.txt", "--prompts",
                          "{object}, {style}", "--out", first, "--keep", ACTIVATIONS, "--seed", 0, *PAINTED, *SIZE,
-                         cwd=COMFY)
+                         *PUSH, cwd=COMFY)
 
     def train(self, sae: str, seed: int, *options: object) -> None:
         if not (path := sae_file(sae, seed)).exists():
@@ -114,7 +115,7 @@ def make_all(at_once: int, threads: int) -> None:
     trainings.paint()
     with ThreadPoolExecutor(at_once) as pool:
         work = [pool.submit(trainings.of_seed, seed) for seed in SEEDS]
-        work += [pool.submit(trainings.train, "ours", seed) for seed in SEEDS]
+        work += [pool.submit(trainings.train, "ours", seed, *PUSH) for seed in SEEDS]
         for one in work:
             one.result()
 
