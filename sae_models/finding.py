@@ -19,11 +19,7 @@ from .sae import Sae, SaeConfig
 from .table import Table, numbered
 
 
-FITTED = Weights(push=1.5)
-"""A fit reaches less of what it aims at than training does, so it aims higher."""
-
-
-def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = FITTED) -> Table:
+def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights()) -> Table:  # noqa: B008
     """One new neuron for each of the first subjects; the maps' other concepts are what they are told from.
 
     Raises SaeError when the maps never show a subject, or always.
