@@ -27,8 +27,8 @@ GIGABYTE = 10**9
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What is trained and for how long, whatever the maps come from."""
     parser.add_argument("--out", type=Path, required=True, help="the SAE file to write, in models/sae")
-    parser.add_argument("--start", type=Path, help="an SAE of the same block, ours or published, to teach the concepts: "
-                        "the first stage, --latents and --k are then left out")
+    parser.add_argument("--start", type=Path, help="an SAE of the same block, ours or published, to teach the "
+                        "concepts: the first stage, --latents and --k are then left out")
     parser.add_argument("--latents", type=int, default=0, help="d_sae; 16 times the block's width unless given")
     parser.add_argument("--k", type=int, default=32, help="latents a token keeps")
     parser.add_argument("--unsupervised-steps", type=int, default=TrainSettings.unsupervised_steps)
@@ -42,8 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes of RAM for activations")
     parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS,
                         help="how often the state of the run is written beside the SAE")
-    parser.add_argument("--shards", type=int, default=1, help="how many processes share the latents of one SAE, where it "
-                        "is too large for one GPU; the batch is divided among such teams")
+    parser.add_argument("--shards", type=int, default=1, help="how many processes share the latents of one SAE, where "
+                        "it is too large for one GPU; the batch is divided among such teams")
     parser.add_argument("--seed", type=int, default=0)
 
 

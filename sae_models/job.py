@@ -1,6 +1,7 @@
 """From maps to a file: train, judge on pictures held out, write the SAE with its concepts and the report beside it.
 
-An SAE that is there already, ours or published, can be gone on from: only the concepts are then learned. While it runs, `<file>.training` holds its whole state; the same job started again goes on from there.
+An SAE that is there already, ours or published, can be gone on from: only the concepts are then learned. While it runs,
+`<file>.training` holds its whole state; the same job started again goes on from there.
 """
 import hashlib
 import time

@@ -1,7 +1,7 @@
 """Several processes that train as one: each takes its part of a batch, sums are sums over all of them.
 
-Nothing here does anything unless the processes were started together (`torchrun`) within `together`. Where an SAE is too
-large for one GPU, `split_latents` lets every so many processes share one SAE and see the same part of the batch
+Nothing here does anything unless the processes were started together (`torchrun`) within `together`. Where an SAE is
+too large for one GPU, `split_latents` lets every so many processes share one SAE and see the same part of the batch
 (`shard`); parts of a batch and sums are then over these teams.
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence

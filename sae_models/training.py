@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import losses, parallel, scoring
 from .errors import SaeError
@@ -68,7 +68,8 @@ class Trainer:
     an SAE to go on from; without one there has to be a first stage."""
 
     def __init__(self, config: SaeConfig, subjects: Sequence[Subject], window: Window, settings: TrainSettings,
-                 device: torch.device | str = "cpu", about: dict[str, Any] | None = None, start: Sae | None = None) -> None:
+                 device: torch.device | str = "cpu", about: dict[str, Any] | None = None,
+                 start: Sae | None = None) -> None:
         if start is None and settings.unsupervised_steps == 0:
             raise SaeError("expected unsupervised_steps >= 1, or an SAE to start from, got 0")
         self.subjects, self.window, self.settings, self.about = list(subjects), window, settings, about or {}
@@ -192,7 +193,8 @@ class Trainer:
 
     def _clip_gradients(self, most: float = 1.0) -> None:
         """Scale all gradients down where their norm is above `most`."""
-        squares = {name: torch.linalg.vector_norm(parameter.grad) ** 2 for name, parameter in self.sae.named_parameters()}
+        squares = {name: torch.linalg.vector_norm(parameter.grad) ** 2
+                   for name, parameter in self.sae.named_parameters()}
         norm = (squares.pop("b_dec") + self.sae.summed(sum(squares.values()))).sqrt()
         for parameter in self.sae.parameters():
             parameter.grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
@@ -227,8 +229,8 @@ class Trainer:
     # --- checkpoints -----------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the whole state of the run, and of the maps where it is in their stream. Where latents are split, all of
-        a team call this and the first process writes the whole; it can be resumed split in any way.
+        """Write the whole state of the run, and of the maps where it is in their stream. Where latents are split, all
+        of a team call this and the first process writes the whole; it can be resumed split in any way.
 
         Raises SaeError when the disk is full.
         """
@@ -267,7 +269,7 @@ class Trainer:
         own = self.sae.own if isinstance(self.sae, SaeShard) else slice(None)
 
         def tensor(name: str) -> Tensor:
-            return file.get_slice(name)[slice(None) if name.endswith("b_dec") else own]
+            return file.get_slice(name)[slice(None) if name.endswith("b_dec") else own].to(self.device)
         self.sae.load_state_dict({name: tensor(f"sae.{name}") for name in self.sae.state_dict()})
         self.idle = tensor("idle")
         self.optimizer = self._new_optimizer()

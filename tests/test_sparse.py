@@ -62,4 +62,5 @@ def test_latents_chosen_in_half_precision_are_the_largest():
     half, full = select(x, W, b, 32, True)[:2], select(x, W, b, 32, False)[:2]
     order = [indices.sort(1) for _, indices in (half, full)]
     assert torch.equal(order[0].values, order[1].values)
-    assert torch.allclose(*(acts.gather(1, at.indices) for (acts, _), at in zip((half, full), order, strict=True)), atol=1e-4)
+    acts = [acts.gather(1, at.indices) for (acts, _), at in zip((half, full), order, strict=True)]
+    assert torch.allclose(*acts, atol=1e-4)

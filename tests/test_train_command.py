@@ -39,7 +39,8 @@ def start(command: tuple[str, ...], activations: Path, out: Path, *options: str)
     given = ("--latents", "48", "--k", "6", "--batch", "16", "--lr", "0.003", "--unsupervised-steps", "100",
              "--supervised-steps", "100", "--push", "0", *options)
     return subprocess.Popen([*command, str(activations), "--out", str(out), *given], cwd=ROOT, text=True,
-                            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def run(*args) -> str:

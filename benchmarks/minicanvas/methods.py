@@ -238,7 +238,8 @@ def show(data: dict) -> None:
     for name, row in data["trainings"].items():
         print(f"{name:12} FVU {row['fvu']:.3f}  dead {row['dead']:.1%}  score {row['score']:.4f}  "
               f"centralisation {row['centralisation']:.2f}x")
-    print(f"\n{'':32}{'strength':>9}{'tried':>6}" + "".join(f" | {group:10} UA    IRA    CRA   mean" for group in tasks()))
+    heads = "".join(f" | {group:10} UA    IRA    CRA   mean" for group in tasks())
+    print(f"\n{'':32}{'strength':>9}{'tried':>6}{heads}")
     nothing = {"title": "no erasure", "strength": 0, "evaluations": 0} | data["plain"]
     for row in (nothing, *data["methods"].values()):
         groups = [[row[group][name] for name in ("UA", "IRA", "CRA")] for group in tasks()]
