@@ -54,12 +54,12 @@ def split_latents(count: int) -> None:
     Raises SaeError when the processes cannot be divided into such teams.
     """
     global _mesh
-    from torch.distributed.device_mesh import init_device_mesh  # not in every build of torch
     size = world()[1]
     if not 1 <= count <= size or size % count:
         raise SaeError(f"expected a number of shards that divides the {size} processes, got {count}: start with "
                        f"torchrun --nproc-per-node")
     if count > 1:
+        from torch.distributed.device_mesh import init_device_mesh  # not in every build of torch
         _mesh = init_device_mesh(device().type, (size // count, count), mesh_dim_names=("data", "latents"))
 
 
