@@ -20,7 +20,7 @@ test: ## every test, in a real ComfyUI and a real browser; ARGS="-k erase" picks
 
 test-webui: ## the tests in a real A1111 or Forge: WEBUI_PATH=a checkout of one, with its environment in venv/
 	@$(PYTHON) tools/setup_host.py --tests --with-browser
-	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest -rs tests/test_webui_host.py $(ARGS)
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest -rs tests/host/test_webui_host.py $(ARGS)
 
 demo: setup checkpoint ## erase a concept from a real model and look at the pictures
 	$(HOST_PYTHON) -m tools.demo $(ARGS)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_models.maps import Maps
+from sae_models.learning.maps import Maps
+from sae_models.learning.training import Trainer, TrainSettings
 from sae_models.sae import SaeConfig
-from sae_models.training import Trainer, TrainSettings
 from tools.peers import make_importable
 
 make_importable()

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from benchmarks.trainers import WAYS, Way, Work
-from sae_models.maps import Shards
+from sae_models.learning.maps import Shards
 from sae_models.sae import SaeConfig, fvu
 
 RESULTS = Path(__file__).with_name("results") / "training.json"

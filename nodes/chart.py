@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..sae_models.report import Report
+from ..sae_models.learning.report import Report
 
 WIDTH, HEIGHT, MARGIN, LINE = 640, 240, 30, 18
 COLORS = ("#2060c0", "#c08020", "#208040", "#a03060", "#707070")

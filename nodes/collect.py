@@ -18,8 +18,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sae_models import hookpoint
 from ..sae_models.errors import SaeError
-from ..sae_models.maps import Maps
-from ..sae_models.prompts import Prompt
+from ..sae_models.learning.maps import Maps
+from ..sae_models.learning.prompts import Prompt
 from .patch import KEY
 
 HELD_OUT = 1_000_000

@@ -6,8 +6,9 @@ from pathlib import Path
 import comfy.sd
 import torch
 
-from ..sae_models import command, parallel
 from ..sae_models.errors import SaeError
+from ..sae_models.learning import parallel
+from ..sae_models.learning.train import GIGABYTE, add_options, config_of, main, run, settings_of
 from . import training
 from .collect import Painting
 
@@ -25,7 +26,7 @@ def options() -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Painting, name))
     parser.add_argument("--cfg", type=float, default=Painting.cfg, help="guidance")
     parser.add_argument("--at-once", type=int, default=Painting.batch, help="pictures painted at once")
-    command.add_options(parser)
+    add_options(parser)
     return parser.parse_args()
 
 
@@ -45,10 +46,10 @@ def train() -> None:
     if not given.checkpoint.is_file():
         raise SaeError(f"there is no checkpoint {given.checkpoint}")
     model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(given.checkpoint), output_vae=False)
-    work = training.job(model, what, command.config_of(given, training.width(model, what.hookpoint)),
-                        command.settings_of(given), int(given.memory * command.GIGABYTE))
+    work = training.job(model, what, config_of(given, training.width(model, what.hookpoint)),
+                        settings_of(given), int(given.memory * GIGABYTE))
     make = training.source(model, clip, what, work, given.keep, lambda: None)
-    command.run(work, said(make, work.origin.chunks + len(work.origin.held_out)), given)
+    run(work, said(make, work.origin.chunks + len(work.origin.held_out)), given)
 
 
 def said(make, chunks: int):
@@ -67,4 +68,4 @@ def said(make, chunks: int):
 
 
 if __name__ == "__main__":
-    command.main(train)
+    main(train)

@@ -6,10 +6,11 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..sae_models import finding, table
+from ..sae_models import table
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.formats import read_sae
-from ..sae_models.maps import Maps, joined
+from ..sae_models.learning import finding
+from ..sae_models.learning.maps import Maps, joined
 from . import files, patch, training
 from .collect import Collector, Painting
 from .inputs import painting_inputs

@@ -10,9 +10,9 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..sae_models.adapter import LoadedSae
-from ..sae_models.job import train_to_file
+from ..sae_models.learning.job import train_to_file
+from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
-from ..sae_models.training import TrainSettings
 from . import chart, files, training
 from .collect import Painting
 from .inputs import painting_inputs

@@ -10,12 +10,12 @@ from comfy.model_patcher import ModelPatcher
 from ..sae_models import hookpoint
 from ..sae_models.errors import SaeError
 from ..sae_models.formats import Header
-from ..sae_models.job import Job
-from ..sae_models.maps import Shards
-from ..sae_models.origin import Origin
-from ..sae_models.prompts import Prompt, Subject, default_templates, expand, parse_subjects
+from ..sae_models.learning.job import Job
+from ..sae_models.learning.maps import Shards
+from ..sae_models.learning.origin import Origin
+from ..sae_models.learning.prompts import Prompt, Subject, default_templates, expand, parse_subjects
+from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
-from ..sae_models.training import TrainSettings
 from .collect import HELD_OUT, Collector, Painting, fingerprint
 
 HELD_OUT_PICTURES = 64

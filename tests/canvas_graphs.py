@@ -1,7 +1,7 @@
 """Graphs that sample the small test model in a running host, and the exact latents they give."""
 from urllib.parse import urlencode
 
-from host import node
+from host_graphs import node
 from safetensors.torch import load
 from small_model import NAME
 from torch import Tensor

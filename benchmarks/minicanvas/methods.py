@@ -88,7 +88,7 @@ class Trainings:
 
     def train(self, sae: str, seed: int, *options: object) -> None:
         if not (path := sae_file(sae, seed)).exists():
-            self._python("-m", "sae_models.command", ACTIVATIONS, "--out", path, "--seed", seed, *SIZE, *options)
+            self._python("-m", "sae_models.learning.train", ACTIVATIONS, "--out", path, "--seed", seed, *SIZE, *options)
 
     def of_seed(self, seed: int) -> None:
         """What the methods need of one seed but for our own SAE."""
@@ -96,8 +96,8 @@ class Trainings:
         self.train("published", seed, "--start", sae_file("plain", seed), "--loss", "published")
         for method in METHODS.values():
             if method.neurons and not (found := file_of(method, seed)).exists():
-                self._python("-m", "sae_models.find", sae_file("plain", seed), ACTIVATIONS, "--out", found, "--neurons",
-                             method.neurons)
+                self._python("-m", "sae_models.learning.find", sae_file("plain", seed), ACTIVATIONS, "--out", found,
+                             "--neurons", method.neurons)
 
 
 def sae_file(sae: str, seed: int) -> Path:

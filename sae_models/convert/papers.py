@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import scoring
 from ..concepts import Concept, Statistics
 from ..errors import SaeError
 from ..formats import Header
+from ..learning import scoring
 from . import pickles
 
 TRAIN_STEPS = 1000

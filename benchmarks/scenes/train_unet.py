@@ -1,0 +1,153 @@
+"""Train MiniCanvas's UNet to predict the noise in a picture's latents (the SD 1.x schedule, epsilon prediction).
+
+    python -m benchmarks.scenes.train_unet --vae benchmarks/scenes/weights/vae.safetensors --out run
+"""
+import argparse
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..minicanvas.harness import Run, TrainConfig, bf16_is_fast, save_atomically
+from ..minicanvas.models import new_vae
+from ..minicanvas.train_unet import MIN_SNR_GAMMA, alphas_cumprod, decode, save_grid
+from .canvas import Scene, random_pictures, random_scene
+from .models import new_unet
+from .text import TEMPLATES, contexts, prompt
+
+NOTHING_SAID, NO_OBJECTS, NO_STYLE, NO_GROUND = 0.08, 0.1, 0.12, 0.12
+LOOK = ("a cat and a castle, noto style, on a blue ground", "a rose, mono style, on a striped ground",
+        "a frog, twemoji style, on a dotted ground", "a key and a house, contrast style, on a yellow ground",
+        "a penguin and a banana, fluent style, on a white ground", "a dog, noto style, on a dotted ground",
+        "a guitar and a turtle, twemoji style, on a blue ground", "noto style, on a blue ground")
+
+
+def said(scene: Scene, generator: torch.Generator) -> str:
+    """A prompt for `scene`: any template, now and then with something left unsaid."""
+    nothing, objects, style, ground = (torch.rand(4, generator=generator) <
+                                       torch.tensor((NOTHING_SAID, NO_OBJECTS, NO_STYLE, NO_GROUND))).tolist()
+    if nothing:
+        return ""
+    mixed = torch.randperm(len(scene.objects), generator=generator).tolist()
+    names = () if objects else tuple(scene.objects[i] for i in mixed)
+    template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=generator))]
+    return prompt(Scene(names, -1 if style else scene.style, -1 if ground else scene.background), template)
+
+
+@torch.no_grad()
+def encode(vae: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents as the UNet sees them."""
+    return (vae.taesd_encoder(pictures) / vae.vae_scale + vae.vae_shift) * 0.18215
+
+
+def make_pool(vae: nn.Module, prompts: int, copies: int, seed: int) -> dict[str, torch.Tensor]:
+    """latents [prompts, copies, 4, h, w] of pictures of a scene each, contexts fp16 [prompts, 77, 768]."""
+    generator = torch.Generator().manual_seed(seed)
+    scenes = [random_scene(generator) for _ in range(prompts)]
+    words = contexts([said(scene, generator) for scene in scenes]).half()
+    parts = []
+    for _ in range(copies):
+        pictures = random_pictures(scenes, generator)
+        parts.append(torch.cat([encode(vae, part) for part in pictures.split(50)]))
+    latents = torch.stack(parts, 1)
+    return {"latents": latents, "contexts": words}
+
+
+class Batches:
+    """Draws noisy latents with their prompts from a pool."""
+
+    def __init__(self, pool: dict[str, torch.Tensor], batch: int, device: str) -> None:
+        self.latents, self.contexts, self.batch, self.device = pool["latents"], pool["contexts"], batch, device
+        self.alphas = alphas_cumprod()
+
+    def loss(self, unet: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        """Epsilon error weighted by min(SNR, gamma) / SNR (Hang et al. 2023), normalised over the batch."""
+        prompts, copies = self.latents.shape[:2]
+        which = torch.randint(prompts, (self.batch,), generator=generator)
+        latents = self.latents[which, torch.randint(copies, (self.batch,), generator=generator)]
+        # one timestep in each of `batch` equal strata: less variance from step to step
+        t = (torch.arange(self.batch) + torch.rand(self.batch, generator=generator)) * (1000 / self.batch)
+        t = t.long().clamp_(max=999)
+        noise = torch.randn(latents.shape, generator=generator)
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        predicted = unet(noisy.to(self.device), t.to(self.device), self.contexts[which].float().to(self.device)).float()
+        weight = (MIN_SNR_GAMMA * (1 - a) / a).clamp(max=1.0).to(self.device)
+        return (weight * (predicted - noise.to(self.device)).pow(2)).mean() / weight.mean()
+
+
+@torch.no_grad()
+def sample(unet: nn.Module, context: torch.Tensor, empty: torch.Tensor, seed: int, steps: int = 12,
+           guidance: float = 2.5, device: str = "cpu") -> torch.Tensor:
+    """DDIM latents for each context [n, 77, 768]: a quick look while training, not the benchmark."""
+    alphas = alphas_cumprod()
+    x = torch.randn(len(context), 4, 12, 12, generator=torch.Generator().manual_seed(seed)).to(device)
+    both = torch.cat([context, empty.expand_as(context)]).to(device)
+    times = torch.linspace(999, 0, steps + 1).long().tolist()
+    for now, then in pairwise(times):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16_is_fast(device)):
+            at = torch.full((len(both),), now, device=device)
+            eps, eps_empty = unet(torch.cat([x, x]), at, both).float().chunk(2)
+        eps = eps_empty + guidance * (eps - eps_empty)
+        a, b = alphas[now], alphas[then]
+        x = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
+    return x
+
+
+def cached_pool(path: Path, vae: nn.Module, prompts: int, copies: int, seed: int) -> dict[str, torch.Tensor]:
+    """The pool, kept beside the checkpoints for the next resume."""
+    if not path.exists():
+        print("painting and encoding pictures", flush=True)
+        save_atomically(make_pool(vae, prompts, copies, seed), path)
+    return load_file(path)
+
+
+def widen(unet: nn.Module, old: dict[str, torch.Tensor]) -> None:
+    """Start from a narrower UNet's weights: what it lacks adds nothing at first, and every cross-attention can hear."""
+    missing, unexpected = unet.load_state_dict(old, strict=False)
+    print(f"new: {len(missing)} tensors, not used: {unexpected}", flush=True)
+    for name, module in unet.named_modules():
+        if name.endswith("attn2") and not module.to_v.weight.any():
+            nn.init.kaiming_uniform_(module.to_v.weight, a=5 ** 0.5)
+            nn.init.zeros_(module.to_out[0].weight)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for unet.safetensors and checkpoints")
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2.5e-4)
+    parser.add_argument("--prompts", type=int, default=3000, help="different prompts in the pool")
+    parser.add_argument("--copies", type=int, default=2, help="pictures of each prompt in the pool")
+    parser.add_argument("--seed", type=int, default=1, help="of the pool")
+    parser.add_argument("--look-every", type=int, default=250)
+    parser.add_argument("--init", type=Path, help="start from the weights of this file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    vae = new_vae()
+    vae.load_state_dict({k: v.float() for k, v in load_file(options.vae).items()})
+    vae.float().requires_grad_(False)
+    config = TrainConfig(options.out / "unet-run", options.steps, lr=options.lr, ema=0.998)
+    pool = cached_pool(config.folder / f"pool-{options.seed}.safetensors", vae, options.prompts, options.copies,
+                       options.seed)
+    unet = new_unet()
+    if options.init:
+        widen(unet, {k: v.float() for k, v in load_file(options.init).items()})
+    batches, run = Batches(pool, options.batch, options.device), Run(unet, config, options.device)
+    words, empty = contexts(list(LOOK)), contexts([""])
+
+    def report(run: Run) -> None:
+        unet = run.averaged()
+        save_atomically({k: v.half() for k, v in unet.state_dict().items()}, options.out / "unet.safetensors")
+        latents = sample(unet, words, empty, seed=0, device=options.device)
+        save_grid(decode(vae, latents), len(LOOK), options.out / f"unet-{run.step:06d}.png")
+        run.swap_back()
+    run.train(batches.loss, report, report_every=options.look_every)
+
+
+if __name__ == "__main__":
+    main()

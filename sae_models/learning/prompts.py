@@ -1,0 +1,120 @@
+"""What is painted to learn a concept: prompts that say it, and the same prompts with it left out.
+
+Concepts are lines such as `cat`, `noto style`, or with all there is to say `cat (object) = a cat | an animal`: the
+words that say it, and the words a prompt has in its place when it is left out (nothing, unless given). Templates are
+lines such as `{object}, {style}` or `a photo of {}`, where {} takes concepts of every kind.
+"""
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..concepts import Concept, refuse_twice
+from ..errors import SaeError
+
+SLOT = r"\{(\w*)\}"
+LINE = (r"(?P<name>[^=(]+?)\s*(?:\((?P<kind>\w+)\))?\s*"
+        r"(?:=\s*(?P<said>[^|]*?)\s*(?:\|\s*(?P<instead>.*?))?)?\s*")
+MOST = 20_000
+OBJECT_TEMPLATES = ("a photo of {object}", "a painting of {object}", "{object} in a garden", "a street with {object}")
+STYLE_TEMPLATES = ("a house, {style}", "a portrait of a woman, {style}", "a mountain lake, {style}",
+                   "a bowl of fruit, {style}")
+BOTH_TEMPLATES = ("{object}, {style}",)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A concept to train. said: its words in a prompt; instead: the words in their place when it is left out."""
+    name: str
+    kind: str
+    said: str
+    instead: str = ""
+
+    def __post_init__(self) -> None:
+        Concept(self.name, (0,))
+        if not self.said:
+            raise SaeError(f"concept '{self.name}' has no words after '=': write for example '{self.name} = a "
+                           f"{self.name}', or the name alone")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, the subjects it says (by number), and for each of them the prompt without it."""
+    text: str
+    said: tuple[int, ...]
+    without: tuple[str, ...]
+
+
+def parse_subjects(text: str) -> list[Subject]:
+    """Read a list of concepts, one a line; lines without '=' may hold several, separated by commas.
+
+    Raises SaeError for an empty list, a line that cannot be read, and a name given twice.
+    """
+    items = [item for line in text.splitlines() for item in ([line] if "=" in line else line.split(","))]
+    subjects = [_subject(item.strip()) for item in items if item.strip()]
+    if not subjects:
+        raise SaeError("no concept to train: write one a line, for example 'cat' or 'cat = a cat | an animal'")
+    refuse_twice([subject.name for subject in subjects])
+    return subjects
+
+
+def _subject(item: str) -> Subject:
+    found = re.fullmatch(LINE, item)
+    if not found:
+        raise SaeError(f"cannot read the concept '{item}': write 'name', or 'name (kind) = words | words without it'")
+    name, kind, said, instead = found.group("name", "kind", "said", "instead")
+    kind = kind or ("style" if name.casefold().endswith("style") else "object")
+    return Subject(name, kind, name if said is None else said, instead or "")
+
+
+def default_templates(subjects: Sequence[Subject]) -> str:
+    """Templates that use the kinds at hand."""
+    kinds = {subject.kind for subject in subjects}
+    other = tuple(f"a photo of {{{kind}}}" for kind in sorted(kinds - {"object", "style"}))
+    both = BOTH_TEMPLATES if {"object", "style"} <= kinds else ()
+    return "\n".join((*(OBJECT_TEMPLATES if "object" in kinds else ()), *(STYLE_TEMPLATES if "style" in kinds else ()),
+                      *both, *other))
+
+
+def expand(templates: str, subjects: Sequence[Subject]) -> list[Prompt]:
+    """Every template with every choice of subjects for its slots, in a fixed order.
+
+    Raises SaeError for a template without a slot or with a kind no concept has, for a concept no template says, for too
+    few prompts to learn from and for more than `MOST`.
+    """
+    lines = [line.strip() for line in templates.splitlines() if line.strip()]
+    prompts = [prompt for line in lines for prompt in _filled(line, subjects)]
+    unsaid = set(range(len(subjects))) - {number for prompt in prompts for number in prompt.said}
+    if unsaid:
+        subject = subjects[min(unsaid)]
+        raise SaeError(f"no prompt says '{subject.name}': add a template with {{{subject.kind}}} or {{}}")
+    if len(prompts) < 2:
+        raise SaeError(f"expected at least 2 prompts to learn from, got {len(prompts)}: add templates, for example "
+                       f"'a photo of {{}}' and 'a painting of {{}}'")
+    return prompts
+
+
+def _filled(template: str, subjects: Sequence[Subject]) -> list[Prompt]:
+    slots = re.findall(SLOT, template)
+    if not slots:
+        raise SaeError(f"the template '{template}' says no concept: write {{}} where the concept's words shall go")
+    choices = [[i for i, subject in enumerate(subjects) if slot in ("", subject.kind)] for slot in slots]
+    if [] in choices:
+        raise SaeError(f"the template '{template}' asks for a concept of kind '{slots[choices.index([])]}', and "
+                       f"none is listed; kinds: {', '.join(sorted({subject.kind for subject in subjects}))}")
+    picks = [pick for pick in itertools.product(*choices) if len(set(pick)) == len(pick)]
+    if len(picks) > MOST:
+        raise SaeError(f"the template '{template}' makes {len(picks)} prompts, more than {MOST}: use fewer slots")
+    return [_prompt(template, [subjects[i] for i in pick], pick) for pick in picks]
+
+
+def _prompt(template: str, chosen: list[Subject], numbers: tuple[int, ...]) -> Prompt:
+    def text(left_out: int | None) -> str:
+        words = iter([s.instead if i == left_out else s.said for i, s in enumerate(chosen)])
+        return _tidy(re.sub(SLOT, lambda _: next(words), template))
+    return Prompt(text(None), numbers, tuple(text(i) for i in range(len(chosen))))
+
+
+def _tidy(text: str) -> str:
+    """`text` without the empty places that left-out words leave between commas."""
+    return ", ".join(part for part in (" ".join(part.split()) for part in text.split(",")) if part)

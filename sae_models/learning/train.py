@@ -1,0 +1,115 @@
+"""The command that trains from stored activations, on one process or, with `torchrun`, on several:
+
+    torchrun --nproc-per-node 2 -m sae_models.learning.train ACTIVATIONS --out cats.safetensors
+
+and what it shares with the command that trains on a live model: options, progress lines, the end.
+"""
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import SaeError
+from ..sae import SaeConfig
+from . import parallel
+from .job import CHECKPOINT_SECONDS, Job, train_to_file
+from .losses import Weights
+from .maps import MakeChunk, Shards
+from .origin import of_stored
+from .report import Report
+from .training import Progress, TrainSettings
+
+GIGABYTE = 10**9
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is trained and for how long, whatever the maps come from."""
+    parser.add_argument("--out", type=Path, required=True, help="the SAE file to write, in models/sae")
+    parser.add_argument("--start", type=Path, help="an SAE of the same block, ours or published, to teach the "
+                        "concepts: the first stage, --latents and --k are then left out")
+    parser.add_argument("--latents", type=int, default=0, help="d_sae; 16 times the block's width unless given")
+    parser.add_argument("--k", type=int, default=32, help="latents a token keeps")
+    parser.add_argument("--unsupervised-steps", type=int, default=TrainSettings.unsupervised_steps)
+    parser.add_argument("--supervised-steps", type=int, default=TrainSettings.supervised_steps)
+    parser.add_argument("--batch", type=int, default=16, help="maps a step")
+    parser.add_argument("--lr", type=float, default=TrainSettings.lr)
+    parser.add_argument("--push", type=float, default=Weights.push,
+                        help="how much more than the concept's difference its neuron shall carry")
+    parser.add_argument("--loss", choices=("carry", "published"), default="carry",
+                        help="stage two: ours, or SAEmnesia's as published")
+    parser.add_argument("--memory", type=float, default=2.0, help="gigabytes of RAM for activations")
+    parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS,
+                        help="how often the state of the run is written beside the SAE")
+    parser.add_argument("--shards", type=int, default=1, help="how many processes share the latents of one SAE, where "
+                        "it is too large for one GPU; the batch is divided among such teams")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def settings_of(options: argparse.Namespace) -> TrainSettings:
+    return TrainSettings(options.unsupervised_steps, options.supervised_steps, options.batch, options.lr,
+                         published=options.loss == "published", seed=options.seed, weights=Weights(push=options.push))
+
+
+def config_of(options: argparse.Namespace, d_in: int) -> SaeConfig:
+    return SaeConfig(d_in, options.latents or 16 * d_in, options.k)
+
+
+def progress_lines(steps: int) -> Progress:
+    """Prints how far training is, the losses and the time left, every ten seconds."""
+    began, first, last = time.monotonic(), None, 0.0
+
+    def progress(step: int, numbers: dict[str, float]) -> None:
+        nonlocal first, last
+        now = time.monotonic()
+        first = step - 1 if first is None else first
+        if numbers and (now - last > 10 or step == steps) and parallel.world()[0] == 0:
+            last = now
+            left = (now - began) / (step - first) * (steps - step)
+            text = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+            print(f"step {step}/{steps}  {text}  {left / 60:.1f} min left", flush=True)
+    return progress
+
+
+def run(job: Job, make: MakeChunk, options: argparse.Namespace) -> Report:
+    """Train and say what came of it."""
+    out = options.out
+    parallel.split_latents(options.shards)
+    job = job.starting_from(options.start) if options.start else job
+    report = train_to_file(job, make, out, progress_lines(job.settings.steps), parallel.device(),
+                           options.checkpoint_seconds)
+    if parallel.world()[0] == 0:
+        print(f"\n{report.as_text()}\n\nwritten: {out} ({out.stat().st_size / 1e6:.1f} MB), "
+              f"{out.stem}.report.json and {out.stem}.report.svg beside it")
+    return report
+
+
+def train_stored(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sae_models.learning.train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("activations", type=Path, help="a folder of stored activations, with its index.json")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    shards = Shards(options.activations)
+    origin = of_stored(shards, options.activations)
+    job = Job(origin, config_of(options, origin.d_in), settings_of(options), int(options.memory * GIGABYTE))
+    run(job, shards.make, options)
+
+
+def main(train=train_stored) -> None:
+    """Run a training command; a user's mistake is one sentence and exit status 1."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        with parallel.together():
+            train()
+    except SaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

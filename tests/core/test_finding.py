@@ -1,0 +1,79 @@
+"""Finding a concept, on tokens made from known directions."""
+import pytest
+import torch
+from test_training import CONCEPTS, D_IN, SUBJECTS, directions, make_maps, trainer
+
+from sae_models.errors import SaeError
+from sae_models.learning.finding import best_neurons, own_neurons
+from sae_models.learning.losses import Weights
+from sae_models.learning.maps import Maps
+
+
+@pytest.fixture(scope="module")
+def learned():
+    run = trainer()
+    run.run(lambda *_: None)
+    return run
+
+
+def test_its_own_neuron_carries_the_concept_and_is_silent_elsewhere():
+    found = own_neurons(make_maps(1), SUBJECTS[:2], Weights(push=0.0))
+    rows, maps = found.rows, make_maps(2).to("cpu")
+    assert [c.name for c in found.concepts] == ["cat", "dog"]
+    assert float((rows.W_dec * directions()[:2]).sum(1).min()) > 0.95
+    shown = maps.unsaid == 0
+    z = maps.tokens @ rows.W_enc.T + rows.bias
+    z = torch.where(z > rows.statistics.at(1.0, rows.statistics.thresholds).clamp_min(0), z, 0)
+    erased = maps.tokens - z[..., :1] * rows.W_dec[0]
+    left = (erased - maps.without)[shown].pow(2).sum() / (maps.tokens - maps.without)[shown].pow(2).sum()
+    assert float(left) < 0.15
+    assert float(z[~maps.labels[:, 0]][..., 0].gt(0).float().mean()) < 0.01
+
+
+def test_the_best_neuron_of_a_trained_sae_is_the_concepts_own(learned):
+    found = best_neurons(learned.sae, make_maps(1), SUBJECTS[:2], 1, at_each_level=False)
+    own = learned.latents[:2]
+    assert torch.equal(found.rows.W_dec, learned.sae.W_dec[own])
+    assert [c.latents for c in found.concepts] == [(0,), (1,)]
+    x = make_maps(3).tokens[0].float()
+    z = (x @ found.rows.W_enc.T + found.rows.bias).relu()
+    assert torch.allclose(z, learned.sae.pre_acts(x)[:, own], atol=1e-5)
+
+
+def test_more_neurons_are_taken_when_asked(learned):
+    found = best_neurons(learned.sae, make_maps(1), SUBJECTS[:2], 3, at_each_level=False)
+    assert [c.latents for c in found.concepts] == [(0, 1, 2), (3, 4, 5)]
+    assert found.rows.statistics.thresholds.shape == (6, 1)
+
+
+def moved(maps: Maps) -> Maps:
+    """At twice the noise the cat lies along the dog's direction, and the dog along the cat's."""
+    world = directions()
+    swap = torch.eye(D_IN) + sum((world[j] - world[i])[:, None] @ world[i][None] for i, j in ((0, 1), (1, 0)))
+    return Maps((maps.tokens.float() @ swap.T).half(), (maps.without.float() @ swap.T).half(), maps.unsaid,
+                maps.labels, maps.sigmas * 2)
+
+
+def test_at_each_level_another_neuron_may_stand_for_the_concept(learned):
+    low, high = make_maps(1), moved(make_maps(2))
+    both = Maps(*(torch.cat([getattr(low, f), getattr(high, f)]) for f in low.__dataclass_fields__))
+    found = best_neurons(learned.sae, both, SUBJECTS[:1], 1, at_each_level=True)
+    latents = [learned.sae.W_dec.eq(row).all(1).nonzero().item() for row in found.rows.W_dec]
+    assert latents == sorted(learned.latents[:2])
+    own = latents.index(learned.latents[0])
+    at = {sigma: found.rows.statistics.at(sigma, found.rows.statistics.thresholds) for sigma in (0.5, 1.0, 2.0, 9.0)}
+    assert all(at[sigma][own] < 10 < 1000 < at[sigma][1 - own] for sigma in (0.5, 1.0))
+    assert all(at[sigma][1 - own] < 10 < 1000 < at[sigma][own] for sigma in (2.0, 9.0))
+
+
+def test_what_is_never_or_always_shown_cannot_be_found(learned):
+    maps = make_maps(1)
+    maps.labels[:, 0] = False
+    maps.unsaid[:] = 1
+    with pytest.raises(SaeError, match="the pictures never show 'cat'"):
+        own_neurons(maps, SUBJECTS[:1])
+    maps.labels[:, 0] = True
+    with pytest.raises(SaeError, match="the pictures always show 'cat'"):
+        best_neurons(learned.sae, maps, SUBJECTS[:1], 1, at_each_level=False)
+    with pytest.raises(SaeError, match="expected a number of neurons in 1..48"):
+        best_neurons(learned.sae, make_maps(1), SUBJECTS[:CONCEPTS], 49, at_each_level=False)

@@ -1,0 +1,73 @@
+"""Concept lists and templates that people write, and the prompts they become."""
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_models.errors import SaeError
+from sae_models.learning.prompts import Subject, default_templates, expand, parse_subjects
+
+CANVAS = "cat = a cat\noctopus = an octopus\nnoto style, mono style"
+
+
+def test_lines_and_commas_name_concepts_with_their_words():
+    assert parse_subjects("cat, dog\nnoto style\nnudity (body) = a nude woman | a woman") == [
+        Subject("cat", "object", "cat"), Subject("dog", "object", "dog"), Subject("noto style", "style", "noto style"),
+        Subject("nudity", "body", "a nude woman", "a woman")]
+
+
+def test_every_choice_of_concepts_is_a_prompt_with_each_left_out_once():
+    prompts = expand("{object}, {style}", parse_subjects(CANVAS))
+    assert len(prompts) == 4
+    assert prompts[2].text == "an octopus, noto style" and prompts[2].said == (1, 2)
+    assert prompts[2].without == ("noto style", "an octopus")
+
+
+def test_words_instead_of_a_concept_take_its_place():
+    [prompt, _] = expand("a photo of {} on grass\n{}", parse_subjects("cat = a cat | an animal"))
+    assert prompt.without == ("a photo of an animal on grass",)
+
+
+def test_two_slots_of_a_kind_never_say_the_same_concept():
+    texts = [prompt.text for prompt in expand("{} and {}", parse_subjects("cat, dog"))]
+    assert texts == ["cat and dog", "dog and cat"]
+
+
+@pytest.mark.parametrize("concepts, templates, sentence", [
+    ("", "{}", "no concept to train"),
+    ("cat, CAT", "{}", "'CAT' is listed twice|'cat' is listed twice"),
+    ("cat = | an animal", "{}", "'cat' has no words"),
+    ("(object) = x", "{}", "cannot read the concept"),
+    ("a:b = x", "{}", "concept name without"),
+    ("cat, dog", "a photo", "says no concept"),
+    ("cat, dog", "{style}", "kind 'style', and none is listed; kinds: object"),
+    ("cat, noto style", "{object}\na {object}", "no prompt says 'noto style'"),
+    ("cat", "{}", "at least 2 prompts"),
+    (", ".join(f"c{i}" for i in range(30)), "{} {} {}", "makes 24360 prompts"),
+])
+def test_a_mistake_gets_a_sentence(concepts, templates, sentence):
+    with pytest.raises(SaeError, match=sentence):
+        expand(templates, parse_subjects(concepts))
+
+
+@pytest.mark.parametrize("concepts", ["cat", "noto style", CANVAS, "nudity (body)\nnight (mood)"])
+def test_default_templates_fit_whatever_kinds_there_are(concepts):
+    assert len(expand(default_templates(parse_subjects(concepts)), parse_subjects(concepts))) >= 2
+
+
+words = st.text(st.characters(exclude_characters="=|,:#(){}\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029",
+                              exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=8)
+
+
+@given(st.lists(st.tuples(words, words, words), min_size=1, max_size=4, unique_by=lambda t: t[0].casefold()))
+def test_what_is_written_is_read_back(items):
+    text = "\n".join(f"{name} (thing) = {said} | {instead}" for name, said, instead in items)
+    assert parse_subjects(text) == [Subject(name, "thing", said, instead) for name, said, instead in items]
+
+
+@given(st.text(max_size=60), st.text(max_size=40))
+def test_any_text_is_read_or_refused_with_a_sentence(concepts, templates):
+    try:
+        prompts = expand(templates, parse_subjects(concepts))
+    except SaeError:
+        return
+    assert all(len(prompt.said) == len(prompt.without) >= 1 for prompt in prompts)

@@ -1,0 +1,96 @@
+"""Finding and exporting concepts in a real ComfyUI, on a small SD 1.5 model with random weights."""
+import json
+
+import pytest
+import torch
+from canvas_graphs import erase, graph, latents
+from host_graphs import node
+from small_model import HOOKPOINT, NAME, write_sae
+
+from sae_models import read_header
+from tools.comfy_host import COMFY, HostError
+
+SAES = COMFY / "models" / "sae"
+OUT = SAES / "test concepts.safetensors"
+CAT = "a cat, noto style"
+OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best neurons at each noise level"
+
+
+def find(**changes) -> dict:
+    settings = {"name": "test concepts", "concepts": "parrot = a parrot | a bird", "contrast": "dog, castle\nred style",
+                "prompts": "{object}, {style}", "how": OWN, "neurons": 2, "pictures": 8, "at_once": 4, "width": 64,
+                "height": 64, "steps": 4, "cfg": 2.0, "seed": 0}
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
+        "sae": node("SAEmnesiaLoadSAE", sae_name=NAME, hookpoint=""),
+        "find": node("SAEmnesiaFindConcept", model=["checkpoint", 0], clip=["checkpoint", 1], sae=["sae", 0],
+                     **(settings | changes)),
+    }
+
+
+def export(concepts: str, name: str = "test concepts") -> dict:
+    return {"sae": node("SAEmnesiaLoadSAE", sae_name=NAME, hookpoint=""),
+            "export": node("SAEmnesiaExportConcept", sae=["sae", 0], name=name, concepts=concepts)}
+
+
+@pytest.fixture(autouse=True)
+def no_file_left():
+    yield
+    OUT.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("how", "rows"), [(OWN, 1), (BEST, 2), (BEST_BY_LEVEL, None)])
+def test_a_found_concept_is_listed_at_once_and_erases(host, how, rows):
+    host.run(find(how=how))
+    listed = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]["sae_name"]
+    assert OUT.name in json.dumps(listed)
+    header = read_header(OUT)
+    assert [(c.name, c.kind, c.description) for c in header.concepts] == [("parrot", "object", "a parrot")]
+    assert (header.base, header.hookpoint) == ("sd15", HOOKPOINT)
+    assert rows is None or header.config.d_sae == rows
+    painted = latents(host, erase(graph("a parrot, red style"), "parrot:-5", "steer", sae=OUT.name))
+    assert not torch.equal(painted, latents(host, graph("a parrot, red style")))
+
+
+def test_found_concepts_gather_in_one_file_beside_exported_ones(host):
+    host.run(export("cat"))
+    host.run(find())
+    assert [c.name for c in read_header(OUT).concepts] == ["cat", "parrot"]
+
+
+def test_an_exported_concept_erases_as_from_the_whole_sae(host):
+    outcome = host.run(export("cat, noto style, #5"))
+    assert "cat" in outcome.history["outputs"]["export"]["text"][0]
+    assert [c.name for c in read_header(OUT).concepts] == ["cat", "noto style", "latent 5"]
+    assert OUT.stat().st_size < 12_000
+    whole, few = (latents(host, erase(graph(CAT), "cat:0.7", sae=name)) for name in (NAME, OUT.name))
+    assert torch.equal(whole, few) and not torch.equal(few, latents(host, graph(CAT)))
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"concepts": ""}, "no concept to train"),
+    ({"contrast": "parrot"}, "there is nothing to tell the concept from"),
+    ({"name": "a/b"}, "is no file name"),
+    ({"name": NAME}, "is a whole SAE"),
+])
+def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
+    with pytest.raises(HostError, match=sentence):
+        host.run(find(**changes))
+
+
+def test_an_unknown_concept_cannot_be_exported(host):
+    with pytest.raises(HostError, match="has no concept 'catt'; nearest: cat"):
+        host.run(export("catt"))
+    assert not OUT.exists()
+
+
+def test_an_sae_of_another_model_finds_nothing(host):
+    path = SAES / "test other.safetensors"
+    write_sae(path, base="sdxl")
+    made = find()
+    made["sae"]["inputs"]["sae_name"] = path.name
+    try:
+        with pytest.raises(HostError, match="was trained on a sdxl model"):
+            host.run(made)
+    finally:
+        path.unlink()

@@ -1,0 +1,116 @@
+"""Training from a node in a real ComfyUI, on a small SD 1.5 model with random weights."""
+import json
+import time
+
+import pytest
+import torch
+from canvas_graphs import erase, graph, latents
+from host_graphs import node
+from small_model import HOOKPOINT, NAME
+
+from sae_models.formats import read_header, read_sae
+from tools.comfy_host import COMFY, HostError
+
+SAES = COMFY / "models" / "sae"
+OUT = SAES / "test training.safetensors"
+LEARNING = "SAEmnesia: pictures painted, learning from them"
+SETTINGS = {"name": "test training", "concepts": "cat = a cat\ndog = a dog\nnoto style",
+            "prompts": "{object}, {style}\n{}", "memory": "CPU, small model", "pictures": 6, "training_steps": 40,
+            "width": 64, "height": 64, "steps": 4, "cfg": 2.0, "hookpoint": HOOKPOINT, "k": 8, "seed": 0,
+            "keep_activations": False}
+
+
+def train(**changes) -> dict:
+    return {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
+        "train": node("SAEmnesiaTrain", model=["checkpoint", 0], clip=["checkpoint", 1], **(SETTINGS | changes)),
+        "save": node("SaveImage", images=["train", 1], filename_prefix="report"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_files_left():
+    yield
+    for path in SAES.glob("test training*"):
+        for file in path.iterdir() if path.is_dir() else ():
+            file.unlink()
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def text_of(outcome) -> str:
+    return outcome.history["outputs"]["train"]["text"][0]
+
+
+def test_a_trained_sae_is_listed_at_once_and_erases(host):
+    outcome = host.run(train())
+    assert "FVU" in text_of(outcome) and "noto style" in text_of(outcome) and len(outcome.images) == 1
+    listed = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]["sae_name"]
+    assert OUT.name in json.dumps(listed)
+    header = read_header(OUT)
+    assert {c.name: c.kind for c in header.concepts} == {"cat": "object", "dog": "object", "noto style": "style"}
+    assert (header.base, header.hookpoint) == ("sd15", HOOKPOINT)
+    erased = erase(graph("a cat, noto style"), "cat, noto style", sae=OUT.name)
+    assert not torch.equal(latents(host, erased), latents(host, graph("a cat, noto style")))
+
+
+def test_an_sae_that_is_there_is_taught_other_concepts(host):
+    host.run(train())
+    first = read_header(OUT)
+    more = train(name="test training more", concepts="rose = a rose\nmono style", k=3)
+    more["sae"] = node("SAEmnesiaLoadSAE", sae_name=OUT.name, hookpoint="")
+    more["train"]["inputs"]["start"] = ["sae", 0]
+    assert "mono style" in text_of(host.run(more))
+    header = read_header(SAES / "test training more.safetensors")
+    assert [c.name for c in header.concepts] == ["rose", "mono style"] and header.config == first.config
+    assert header.training["steps"] == SETTINGS["training_steps"]
+    more["train"]["inputs"]["hookpoint"] = "down_blocks.1.attentions.0"
+    with pytest.raises(HostError, match=f"{OUT.name} cannot be gone on from: it reads {HOOKPOINT}"):
+        host.run(more)
+
+
+def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(host):
+    host.run(train(training_steps=600))
+    whole = read_sae(OUT)[0].state_dict()
+    OUT.unlink()
+    checkpoint, began = OUT.with_name(OUT.name + ".training"), host.log.count(LEARNING)
+    prompt_id = host.submit(train(training_steps=600))
+    deadline = time.monotonic() + 120
+    while host.log.count(LEARNING) == began and time.monotonic() < deadline:
+        time.sleep(0.05)
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    assert checkpoint.exists() and not OUT.exists()
+    host.run(train(training_steps=600))
+    assert not checkpoint.exists()
+    for name, value in read_sae(OUT)[0].state_dict().items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_what_is_trained_already_is_not_trained_again(host):
+    host.run(train())
+    before = OUT.stat().st_mtime_ns
+    host.run(train(keep_activations=True))
+    assert OUT.stat().st_mtime_ns == before
+    with pytest.raises(HostError, match="is there already and was trained on something else"):
+        host.run(train(seed=1))
+
+
+def test_activations_are_kept_when_asked(host):
+    host.run(train(keep_activations=True))
+    folder = SAES / "test training.activations"
+    assert (folder / "index.json").exists() and len(list(folder.glob("maps-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"concepts": "cat, cat"}, "'cat' is listed twice"),
+    ({"prompts": "a photo"}, "the template 'a photo' says no concept"),
+    ({"hookpoint": "up_blocks.9.attentions.0"}, "this model has no block"),
+    ({"name": "../elsewhere"}, "is no file name"),
+    ({"concepts": "cat", "prompts": "{}"}, "at least 2 prompts"),
+    ({"prompts": "{}\n{} " + "very " * 100}, "keep prompts to train on below 75 tokens"),
+])
+def test_a_mistake_is_one_sentence_before_anything_is_written(host, changes, sentence):
+    with pytest.raises(HostError, match=sentence):
+        host.run(train(**changes))
+    assert not list(SAES.glob("test training*"))

@@ -1,0 +1,234 @@
+"""The sidebar of A1111 and Forge in the two versions of gradio they pin, in a browser; and what API users are told."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+from small_model import write_sae
+
+from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
+from tools.comfy_host import free_port
+
+import torch  # isort: skip
+
+REPO = Path(__file__).resolve().parents[2]
+VERSIONS = {"gradio-3": "3.41.2", "gradio-4": "4.40.0"}
+SHIM = """() => {
+  window.gradioApp = () => document
+  window.onAfterUiUpdate = (callback) =>
+    new MutationObserver(() => callback()).observe(document.body, { childList: true, subtree: true })
+}"""
+"""What A1111's and Forge's own script.js offers to extensions."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_sae(folder / "sae" / "animals.safetensors", d_in=64)
+    config = SaeConfig(8, 32, 4)
+    concepts = (Concept("castle", (1,), "object", "old & <b>strong</b>"), Concept("ghost", (2,)))
+    write(folder / "sae" / "castles.safetensors", Sae(config), Header(config, "up_blocks.0.attentions.1", "", False,
+          concepts), Statistics((1.0,), torch.zeros(2, 1), torch.ones(2, 1)))
+    (folder / "sae" / "damaged.safetensors").write_bytes(b"no file")
+    return folder
+
+
+def started(folder: str, models: Path, port: int | str) -> subprocess.Popen:
+    path = os.pathsep.join(str(p) for p in (REPO / ".host" / folder, REPO / "tests", REPO))
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "tests/webui_page.py", str(models), str(port)], cwd=REPO,
+        stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": path, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"})
+
+
+class Served:
+    """The page's process; `said`: what it printed before it began to serve."""
+
+    def __init__(self, folder: str, models: Path) -> None:
+        self.port = free_port()
+        self.process = started(folder, models, self.port)
+        self.said = json.loads(self.process.stdout.readline())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait(self) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for _ in range(300):
+            try:
+                return opener.open(f"{self.url}/style.css", timeout=1).close()
+            except OSError:
+                assert self.process.poll() is None
+                time.sleep(0.1)
+        raise AssertionError("the page does not answer")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def served(request, models) -> Iterator[Served]:
+    running = Served(request.param, models)
+    running.folder = request.param
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.fixture
+def page(browser, served) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1100, "height": 1600})
+    opened.route("**/*", lambda route: route.continue_() if served.url in route.request.url else route.abort())
+    errors: list[Any] = []
+    opened.goto(f"{served.url}/page/", wait_until="domcontentloaded")
+    expect(opened.get_by_text("Search concepts").or_(opened.locator(".saemnesia-search").first)).to_be_visible(
+        timeout=60_000)
+    opened.on("pageerror", lambda error: errors.append(error.message))
+    opened.evaluate(SHIM)
+    opened.add_style_tag(url=f"{served.url}/style.css")
+    opened.add_script_tag(url=f"{served.url}/javascript/saemnesia.mjs", type="module")
+    expect(opened.locator(".saemnesia-count").first).to_have_text("0 chosen")
+    yield opened
+    opened.close()
+    assert errors == []
+
+
+def text(page: Page):
+    return page.locator(".saemnesia-text textarea, .saemnesia-text input").first
+
+
+def row(page: Page, name: str):
+    return page.locator(".saemnesia-picker").first.locator(f'.saemnesia-row[data-name="{name}"]')
+
+
+def generate(page: Page) -> str:
+    page.get_by_role("button", name="Generate").click()
+    result = page.get_by_label("Result")
+    expect(result).not_to_have_value("")
+    return result.input_value()
+
+
+def test_the_version_is_the_one_the_host_pins(served):
+    assert served.said["gradio"] == VERSIONS[served.folder] and served.said["errors"] == []
+
+
+def test_every_call_of_ui_makes_the_same_arguments(served):
+    first, *others = served.said["tabs"]
+    assert all(tab == first for tab in others)
+    values = [value for _, _, value, _ in first]
+    assert values == [False, "animals.safetensors", "", "ablate", 0.0, 1.0, "both", True, ""]
+    assert first[1][3] == ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]
+    assert first[3][3] == ["ablate", "steer", "replace"]
+    assert [value for _, value in served.said["infotext"]] == [False, *[None] * 8]
+
+
+@pytest.mark.parametrize("folder", VERSIONS)
+def test_without_any_sae_there_is_a_sidebar_that_a_pasted_text_can_fill(folder, tmp_path):
+    """The hosts give a pasted value the type of the component's first one."""
+    said = json.loads(started(folder, tmp_path, "-").communicate()[0])
+    assert [value for _, _, value, _ in said["tabs"][0]][:3] == [False, "", ""] and said["errors"] == []
+
+
+def test_routes_list_saes_and_concepts(served):
+    saes, concepts, outside = served.said["open"]
+    assert saes == [200, {"saes": ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]}]
+    assert concepts[0] == 200 and concepts[1]["base"] == "sd15" and len(concepts[1]["hash"]) == 10
+    assert concepts[1]["concepts"][2] == {"name": "noto style", "kind": "style", "description": ""}
+    assert outside[0] == 400 and "there is no SAE '../x'" in outside[1]["detail"]
+
+
+def test_routes_ask_for_the_hosts_api_login(served):
+    assert [status for status, _ in served.said["closed"]] == [401] * 3
+    assert [status for status, _ in served.said["wrong"]] == [401] * 3
+    assert served.said["login"] == served.said["open"]
+
+
+def test_ticks_and_strengths_are_written_into_the_text(page):
+    row(page, "cat").get_by_role("checkbox").check()
+    expect(text(page)).to_have_value("cat")
+    row(page, "cat").get_by_label("Strength of cat").fill("0,8")
+    row(page, "noto style").get_by_role("checkbox").check()
+    expect(text(page)).to_have_value("cat:0.8, noto style")
+    expect(page.locator(".saemnesia-count").first).to_have_text("2 chosen")
+    assert "'concepts': 'cat:0.8, noto style'" in generate(page)
+    row(page, "cat").get_by_role("checkbox").uncheck()
+    expect(text(page)).to_have_value("noto style")
+    page.get_by_role("button", name="Clear").first.click()
+    expect(text(page)).to_have_value("")
+    expect(page.locator(".saemnesia-row input:checked")).to_have_count(0)
+
+
+def test_typed_and_pasted_text_sets_the_ticks(page):
+    text(page).fill("rocket:0.3")
+    expect(row(page, "rocket").get_by_role("checkbox")).to_be_checked()
+    expect(row(page, "rocket").get_by_label("Strength of rocket")).to_have_value("0.3")
+    page.get_by_role("button", name="Paste").click()
+    expect(row(page, "dog").get_by_role("checkbox")).to_be_checked()
+    expect(row(page, "rocket").get_by_role("checkbox")).not_to_be_checked()
+    expect(row(page, "noto style").get_by_label("Strength of noto style")).to_have_attribute("placeholder", "-1")
+    assert "'actuator': 'steer'" in generate(page)
+
+
+def test_send_to_img2img_takes_the_sidebar_along(page):
+    row(page, "cat").get_by_role("checkbox").check()
+    page.locator("#script_txt2img_saemnesia_actuator").first.get_by_label("steer").check()
+    page.locator("#script_txt2img_saemnesia_hires input").first.uncheck()
+    page.get_by_role("button", name="Send to img2img").click()
+    sent = page.locator("#script_img2img_saemnesia_concepts").locator("textarea, input")
+    expect(sent).to_have_value("cat")
+    expect(page.locator("#script_img2img_saemnesia_list").get_by_label("cat", exact=True)).to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_actuator").get_by_label("steer")).to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_hires input")).not_to_be_checked()
+
+
+def test_search_hides_other_rows_and_empty_groups(page):
+    page.locator(".saemnesia-search").first.fill("STYLE")
+    picker = page.locator(".saemnesia-picker").first
+    expect(picker.locator(".saemnesia-row:visible")).to_have_count(2)
+    expect(picker.get_by_text("Objects")).to_be_hidden()
+    expect(picker.get_by_text("Styles")).to_be_visible()
+
+
+def test_a_strength_out_of_range_is_marked(page):
+    text(page).fill("cat:2")
+    expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "true")
+    text(page).fill("cat:0.5")
+    expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "false")
+
+
+def choose_sae(page: Page, name: str) -> None:
+    box = page.locator("#script_txt2img_saemnesia_sae input").first
+    box.click()
+    box.fill(name)
+    box.press("Enter")
+    box.blur()
+
+
+def test_another_sae_brings_its_concepts_and_a_damaged_one_its_sentence(page):
+    choose_sae(page, "castles.safetensors")
+    expect(row(page, "castle")).to_be_visible()
+    expect(row(page, "castle").locator("label")).to_have_attribute("title", "old & <b>strong</b>")
+    expect(page.locator(".saemnesia-picker").first.get_by_text("Other concepts")).to_be_visible()
+    choose_sae(page, "damaged.safetensors")
+    expect(page.locator(".saemnesia-message").first).to_contain_text("damaged.safetensors cannot be read")
+
+
+def test_a_new_file_is_there_after_refresh(page, models):
+    new = models / "sae" / "new.safetensors"
+    shutil.copyfile(models / "sae" / "animals.safetensors", new)
+    try:
+        page.locator("#script_txt2img_saemnesia_refresh").first.click()
+        page.wait_for_timeout(500)
+        choose_sae(page, "new.safetensors")
+        assert "'sae': 'new.safetensors'" in generate(page)
+    finally:
+        new.unlink()

@@ -1,0 +1,329 @@
+"""The concept picker as a person uses it: in a browser, in both renderers of the pinned and of the newest front end."""
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import widget_helpers as canvas
+from PIL import Image
+from playwright.sync_api import Error, Page, expect
+from widget_helpers import ERASE, LOADER, PICKER, Shown
+
+from benchmarks.minicanvas.icons import OBJECTS as JUDGED
+from benchmarks.minicanvas.judge import load_judge
+from sae_models import Concept, Header, Sae, SaeConfig, SaeError, Statistics, write
+from sae_models.concepts import parse
+from tools.comfy_host import NEWEST_FRONTEND, ComfyHost
+
+REPO = Path(__file__).resolve().parents[2]
+FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
+OBJECTS = ("cat", "dog", "bear", "horse", "frog", "fish", "turtle", "whale", "rose", "cactus", "pizza", "rocket")
+STYLES = ("noto style", "twemoji style")
+
+
+def make_sae(path: Path, concepts: tuple[Concept, ...]) -> None:
+    config, rows = SaeConfig(8, 32, 4), len(concepts)
+    statistics = Statistics((0.1, 1.0), torch.zeros(rows, 2), torch.ones(rows, 2))
+    write(path, Sae(config), Header(config, "up_blocks.1.attentions.1", "sd15", False, concepts, {}), statistics)
+
+
+@pytest.fixture(scope="session")
+def sae_folder(tmp_path_factory) -> Path:
+    """animals: objects, styles and one more; castles: two others; nameless; broken."""
+    folder = tmp_path_factory.mktemp("models") / "sae"
+    folder.mkdir()
+    named = [*((name, "object") for name in OBJECTS), *((name, "style") for name in STYLES), ("sadness", "")]
+    make_sae(folder / "animals.safetensors",
+             tuple(Concept(name, (i,), kind, f"a small {name}") for i, (name, kind) in enumerate(named)))
+    make_sae(folder / "castles.safetensors", (Concept("castle", (1,), "object"), Concept("ghost", (2,), "object")))
+    make_sae(folder / "nameless.safetensors", ())
+    (folder / "broken.safetensors").write_bytes(b"not a safetensors file")
+    return folder
+
+
+@pytest.fixture(scope="module", params=FRONTENDS)
+def comfy(request, sae_folder) -> Iterator[ComfyHost]:
+    paths = sae_folder.parent / "paths.yaml"
+    paths.write_text(f"tests:\n  base_path: {sae_folder.parent}\n  sae: sae\n", "utf-8")
+    with ComfyHost(*FRONTENDS[request.param], "--extra-model-paths-config", str(paths)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["canvas", "nodes2"])
+def nodes2(request) -> bool:
+    return request.param == "nodes2"
+
+
+@pytest.fixture(scope="module")
+def opened(browser, comfy, nodes2) -> Iterator[Page]:
+    page = canvas.open_page(browser, comfy, nodes2)
+    yield page
+    page.context.close()
+
+
+@pytest.fixture
+def page(opened) -> Iterator[Page]:
+    """An empty canvas; fails the test that lets an error escape into the page."""
+    errors: list[Error] = []
+
+    def note(error: Error) -> None:
+        errors.append(error)
+
+    opened.on("pageerror", note)
+    canvas.load(opened, canvas.EMPTY)
+    yield opened
+    opened.remove_listener("pageerror", note)
+    assert [error.stack for error in errors] == []
+
+
+def test_ticks_and_strengths_are_written_into_the_text(page):
+    canvas.linked_picker(page, "animals.safetensors")
+    expect(page.locator(".saemnesia-count")).to_have_text("0 chosen")
+    canvas.tick(page, "cat")
+    expect(canvas.text_box(page)).to_have_value("cat")
+    canvas.strength(page, "cat").fill("0,8")
+    expect(canvas.text_box(page)).to_have_value("cat:0.8")
+    canvas.tick(page, "noto style")
+    expect(canvas.text_box(page)).to_have_value("cat:0.8, noto style")
+    expect(page.locator(".saemnesia-count")).to_have_text("2 chosen")
+    canvas.strength(page, "cat").fill("")
+    canvas.tick(page, "noto style")
+    expect(canvas.text_box(page)).to_have_value("cat")
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(canvas.text_box(page)).to_have_value("")
+    assert canvas.ticked(page) == []
+
+
+def test_the_list_is_grouped_and_needs_no_mouse(page):
+    canvas.linked_picker(page, "animals.safetensors")
+    groups = {heading: [one.name for one in group] for heading, group in canvas.shown(page).items()}
+    assert groups == {"Objects": list(OBJECTS), "Styles": list(STYLES), "Other concepts": ["sadness"]}
+    page.get_by_label("Search concepts").focus()
+    for key in ("ArrowDown", "ArrowDown", "Space", "Tab"):
+        page.keyboard.press(key)
+    page.keyboard.type("0.25")
+    expect(canvas.text_box(page)).to_have_value("dog:0.25")
+
+
+def test_typing_moves_the_ticks_and_keeps_what_the_sae_does_not_know(page):
+    canvas.linked_picker(page, "animals.safetensors")
+    canvas.text_box(page).fill("Dog:0.5, unicorn:0.3, #7")
+    unknown = [Shown("unicorn", True, "0.3")]
+    expect(canvas.strength(page, "dog")).to_have_value("0.5")
+    assert canvas.shown(page)["Not in this SAE"] == unknown
+    assert canvas.shown(page)["Latents by number"] == [Shown("#7", True, "")]
+    canvas.tick(page, "cat")
+    expect(canvas.text_box(page)).to_have_value("Dog:0.5, unicorn:0.3, #7, cat")
+    assert canvas.shown(page)["Not in this SAE"] == unknown
+    canvas.tick(page, "unicorn")
+    expect(canvas.text_box(page)).to_have_value("Dog:0.5, #7, cat")
+    assert "Not in this SAE" not in canvas.shown(page)
+
+
+def test_what_the_node_would_refuse_is_marked(page):
+    _, node = canvas.linked_picker(page, "animals.safetensors", text="cat:7, dog:much, bear, bear, rose:-1")
+    for name, invalid in {"cat": "true", "dog": "true", "bear": "false", "rose": "true"}.items():
+        expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
+    expect(canvas.row(page, "bear")).to_contain_text("listed twice")
+    canvas.set_widget(page, node, "actuator", "steer")
+    for name, invalid in {"cat": "false", "dog": "true", "rose": "false"}.items():
+        expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
+    expect(canvas.strength(page, "bear")).to_have_attribute("placeholder", "-1")
+
+
+def test_search_narrows_the_list_and_keys_stay_in_it(page):
+    canvas.linked_picker(page, "animals.safetensors", text="cat")
+    page.get_by_label("Search concepts").fill("STYLE")
+    assert {one.name for group in canvas.shown(page).values() for one in group} == set(STYLES)
+    page.get_by_label("Search concepts").fill("")
+    canvas.row(page, "cat").get_by_role("checkbox").focus()
+    page.keyboard.press("Delete")
+    page.keyboard.press("Backspace")
+    assert {node["type"] for node in canvas.saved(page)["nodes"]} == {ERASE, LOADER}
+
+
+@pytest.mark.parametrize(("kind", "others"), [(ERASE, {"actuator": "steer", "start": 0.25, "end": 0.75}), (PICKER, {})])
+def test_saved_and_loaded_in_a_fresh_page(browser, comfy, nodes2, page, kind, others):
+    _, node = canvas.linked_picker(page, "animals.safetensors", kind)
+    for name, value in others.items():
+        canvas.set_widget(page, node, name, value)
+    canvas.tick(page, "cat")
+    canvas.strength(page, "cat").fill("-0.8")
+    workflow, inputs = canvas.saved(page), canvas.prompt_of(page, kind)
+    declared = {**others, "concepts": "cat:-0.8", **({"apply_to": "both"} if kind == ERASE else {})}
+    assert {name: value for name, value in inputs.items() if name != "sae"} == declared
+    assert sorted(map(str, canvas.values_of(workflow, kind))) == sorted(map(str, declared.values()))
+
+    fresh = canvas.open_page(browser, comfy, nodes2)
+    canvas.load(fresh, workflow)
+    canvas.wait_for_list(fresh)
+    expect(canvas.text_box(fresh)).to_have_value("cat:-0.8")
+    assert canvas.ticked(fresh) == ["cat:-0.8"]
+    assert canvas.values_of(canvas.saved(fresh), kind) == canvas.values_of(workflow, kind)
+    assert canvas.prompt_of(fresh, kind) == inputs
+    fresh.context.close()
+
+
+def test_without_the_javascript_nothing_is_lost(browser, comfy, nodes2, page):
+    canvas.linked_picker(page, "animals.safetensors", text="cat:0.8, dog")
+    workflow, inputs = canvas.saved(page), canvas.prompt_of(page, ERASE)
+    plain = canvas.open_page(browser, comfy, nodes2, without="**/extensions/comfyui-saemnesia/**")
+    canvas.load(plain, workflow)
+    expect(canvas.text_box(plain)).to_have_value("cat:0.8, dog")
+    assert plain.locator(".saemnesia-picker").count() == 0
+    assert canvas.values_of(canvas.saved(plain), ERASE) == canvas.values_of(workflow, ERASE)
+    assert canvas.prompt_of(plain, ERASE) == inputs
+    plain.context.close()
+
+
+def test_a_tick_can_be_undone(page):
+    canvas.linked_picker(page, "animals.safetensors", text="dog")
+    page.mouse.click(1000, 900)
+    canvas.tick(page, "cat")
+    expect(canvas.text_box(page)).to_have_value("dog, cat")
+    page.mouse.click(1100, 800)
+    page.keyboard.press("Control+z")
+    expect(canvas.text_box(page)).to_have_value("dog")
+    expect(canvas.row(page, "cat").get_by_role("checkbox")).not_to_be_checked()
+
+
+def test_another_sae_gives_another_list_and_a_broken_one_its_sentence(page):
+    loader, node = canvas.linked_picker(page, "animals.safetensors", text="castle:0.5")
+    assert [one.name for one in canvas.shown(page)["Not in this SAE"]] == ["castle"]
+    canvas.set_widget(page, loader, "sae_name", "castles.safetensors")
+    expect(canvas.row(page, "ghost")).to_be_visible()
+    assert canvas.shown(page) == {"Objects": [Shown("castle", True, "0.5"), Shown("ghost", False, "")]}
+    for sae, sentence in {"broken.safetensors": "broken.safetensors cannot be read as safetensors",
+                          "gone.safetensors": "there is no SAE 'gone.safetensors'",
+                          "nameless.safetensors": "nameless.safetensors has no concept names"}.items():
+        canvas.set_widget(page, loader, "sae_name", sae)
+        expect(page.locator(".saemnesia-message")).to_contain_text(sentence)
+        expect(page.locator(".saemnesia-list")).to_be_hidden()
+    page.evaluate("id => { const node = app.graph.getNodeById(id); "
+                  "node.disconnectInput(node.inputs.findIndex((input) => input.name === 'sae')) }", node)
+    expect(page.locator(".saemnesia-message")).to_contain_text("Link an SAE")
+    expect(canvas.text_box(page)).to_have_value("castle:0.5")
+
+
+def test_the_sae_is_found_through_a_reroute(page):
+    loader, reroute = canvas.add(page, LOADER, 60, sae_name="castles.safetensors"), canvas.add(page, "Reroute", 60, 400)
+    node = canvas.add(page, ERASE)
+    canvas.link(page, reroute, node)
+    canvas.link(page, loader, reroute, name="")
+    canvas.wait_for_list(page)
+    assert [one.name for one in canvas.shown(page)["Objects"]] == ["castle", "ghost"]
+
+
+@pytest.mark.parametrize("wrapped", ["picker", "loader"])
+def test_the_sae_is_found_across_a_subgraph(page, wrapped):
+    loader, node = canvas.linked_picker(page, "animals.safetensors")
+    inner = node if wrapped == "picker" else loader
+    page.evaluate("""id => {
+        const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))
+        window.made = { subgraph, node }
+    }""", inner)
+    if wrapped == "picker":
+        page.evaluate("() => app.canvas.openSubgraph(made.subgraph, made.node)")
+        canvas.show_origin(page)
+    canvas.wait_for_list(page)
+    canvas.tick(page, "cat")
+    expect(canvas.text_box(page)).to_have_value("cat")
+    assert canvas.ticked(page) == ["cat"]
+
+
+def test_the_sae_may_be_chosen_on_the_subgraph_around_its_loader(page):
+    loader, _ = canvas.linked_picker(page, "animals.safetensors")
+    page.evaluate("""id => {
+        const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))
+        const [inner] = subgraph.nodes
+        const input = inner.inputs.find(({ name }) => name === "sae_name")
+        subgraph.addInput("which", "COMBO").connect(input, inner)
+        const widget = node.widgets.find(({ name }) => name === "which")
+        widget.value = "castles.safetensors"
+        widget.callback?.(widget.value)
+    }""", loader)
+    page.mouse.click(1100, 900)
+    expect(canvas.row(page, "ghost")).to_be_visible()
+
+
+def test_a_list_from_another_node_is_said_so(page):
+    loader, chosen = canvas.linked_picker(page, "animals.safetensors", PICKER)
+    eraser = canvas.add(page, ERASE, 900)
+    canvas.link(page, loader, eraser)
+    canvas.link(page, chosen, eraser, name="concepts")
+    expect(page.get_by_text("What is linked to 'concepts' chooses them.")).to_be_visible()
+    canvas.tick(page, "cat")
+    assert canvas.prompt_of(page, PICKER)["concepts"] == "cat"
+    assert canvas.prompt_of(page, ERASE)["concepts"] == [str(chosen), 0]
+
+
+def test_the_list_scrolls_the_canvas_does_not_and_the_node_can_grow(page):
+    _, node = canvas.linked_picker(page, "animals.safetensors")
+    box = page.locator(".saemnesia-list")
+    before = box.bounding_box()
+    assert before["height"] >= 180
+    view = page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
+    canvas.row(page, "bear").hover()
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("() => document.querySelector('.saemnesia-list').scrollTop > 0")
+    assert page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]") == view
+    page.mouse.down(button="middle")
+    page.mouse.move(700, 480, steps=4)
+    page.mouse.up(button="middle")
+    page.wait_for_function("view => app.canvas.ds.offset[0] !== view[1] && app.canvas.ds.scale === view[0]", arg=view)
+    canvas.show_origin(page)
+    canvas.drag_corner(page, node, 40, 200)
+    page.wait_for_function("height => document.querySelector('.saemnesia-list').clientHeight > height + 80",
+                           arg=before["height"])
+
+
+def test_python_reads_the_same_choices_as_the_page(page):
+    texts = ["cat", " cat , noto style:0.8 ", "cat:1e-1\ndog : -2,\n", "a b:.5, #12", "cat:", "cat:much", "", " , "]
+    module = "/extensions/comfyui-saemnesia/js/concept_text.js"
+    read = page.evaluate("""async ([module, texts]) => { const { parse } = await import(module)
+        return texts.map(parse) }""", [module, texts])
+    for text, items in zip(texts, read, strict=True):
+        try:
+            choices = [(choice.name, choice.strength) for choice in parse(text)]
+        except SaeError:
+            assert not items or any(item["raw"].endswith((":", "much")) for item in items)
+        else:
+            assert [(i["name"], float(i["strength"]) if i["strength"] else None) for i in items] == choices
+
+
+def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page):
+    """The example workflow with another concept ticked, saved, loaded in a fresh page and run there."""
+    canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
+    canvas.wait_for_list(page)
+    canvas.tick(page, "cat")
+    canvas.tick(page, "rocket")
+    nothing_here = canvas.saved(page)
+    canvas.tick(page, "rocket")
+    canvas.tick(page, "cat")
+    with_cat = canvas.saved(page)
+    fresh = canvas.open_page(browser, comfy, nodes2)
+    seen = []
+    for workflow in (nothing_here, with_cat):
+        canvas.load(fresh, workflow)
+        canvas.wait_for_list(fresh)
+        seen.append([pixels(png) for png in canvas.queue_and_wait(fresh)])
+    fresh.context.close()
+    (before, no_rocket), (again, no_cat) = seen
+    assert torch.equal(before, again) and torch.equal(before, no_rocket)
+    objects = load_judge().verdict(torch.stack([before, no_cat])).object.tolist()
+    assert objects[0] == JUDGED.index("cat") != objects[1]
+
+
+def pixels(png: bytes) -> torch.Tensor:
+    """A picture [3, h, w] in 0..1."""
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1) / 255
+
+
+def test_a_graph_runs_from_the_page(page):
+    node = canvas.add(page, "EmptyImage", width=16, height=16, color=0x0080FF)
+    canvas.link(page, node, canvas.add(page, "SaveImage"), name="images")
+    (png,) = canvas.queue_and_wait(page, timeout=60)
+    assert Image.open(io.BytesIO(png)).getpixel((0, 0)) == (0, 0x80, 0xFF)
