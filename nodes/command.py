@@ -10,7 +10,7 @@ from ..sae_models.errors import SaeError
 from ..sae_models.learning import parallel
 from ..sae_models.learning.train import GIGABYTE, add_options, config_of, main, run, settings_of
 from . import training
-from .collect import Painting
+from .painting import Painting
 
 
 def options() -> argparse.Namespace:

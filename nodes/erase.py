@@ -1,7 +1,7 @@
 """*SAEmnesia Erase*: the node an artist wires between checkpoint and sampler."""
 from comfy_api.latest import io
 
-from ..sae_models.adapter import BOTH, CONDITIONAL_ONLY, LoadedSae, build_edit
+from ..sae_models.adapter import BOTH, CONDITIONAL_ONLY, LoadedSae, build_edits
 from ..sae_models.erasure import Actuator
 from . import files, patch
 
@@ -38,9 +38,9 @@ class Erase(io.ComfyNode):
     def execute(cls, model: patch.ModelPatcher, sae: LoadedSae, actuator: str, start: float, end: float,
                 apply_to: str, concepts: str) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        edit = build_edit(sae, concepts, Actuator(actuator), sampling.percent_to_sigma(start),
-                          sampling.percent_to_sigma(end), apply_to == CONDITIONAL_ONLY)
-        return io.NodeOutput(patch.erase(model, sae, edit))
+        edits = build_edits(sae, concepts, Actuator(actuator), sampling.percent_to_sigma(start),
+                            sampling.percent_to_sigma(end), apply_to == CONDITIONAL_ONLY)
+        return io.NodeOutput(patch.erase(model, sae, edits))
 
 
 NODES = [Erase]

@@ -3,9 +3,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..sae_models import concepts as names
 from ..sae_models import table
 from ..sae_models.adapter import LoadedSae
+from ..sae_models.concepts import parse
 from . import files
 
 
@@ -33,11 +33,10 @@ class ExportConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, sae: LoadedSae, name: str, concepts: str) -> io.NodeOutput:
-        header, out = sae.header, files.new_path(name)
-        chosen = [names.find(header.concepts, choice.name, header.config.d_sae, sae.name)
-                  for choice in names.parse(concepts)]
-        table.add(out, header, table.read_table(sae.path, header, chosen))
-        text = f"{out.name}: {out.stat().st_size / 1000:.0f} kB, {', '.join(c.name for c in chosen)}"
+        out, wanted = files.new_path(name), [choice.name for choice in parse(concepts)]
+        table.add(out, table.read_tables(sae.path, sae.choose(wanted)))
+        names = ", ".join(sae.find(name).name for name in wanted)
+        text = f"{out.name}: {out.stat().st_size / 1000:.0f} kB, {names}"
         return io.NodeOutput(files.load(out.name), ui={"text": [text]})
 
 

@@ -6,7 +6,6 @@ from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
-from ..sae_models.formats import read_header
 
 FOLDER = "sae"
 SaeType = io.Custom("SAEMNESIA_SAE")
@@ -55,5 +54,4 @@ def changed(path: Path) -> float:
 
 
 def load(name: str) -> LoadedSae:
-    path = path_of(name)
-    return LoadedSae(name, path, read_header(path))
+    return LoadedSae.read(name, path_of(name))

@@ -1,4 +1,5 @@
 """*SAEmnesia Find Concept*: a concept nobody trained for, from some pictures, in the time that painting them takes."""
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -6,17 +7,29 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..sae_models import table
-from ..sae_models.adapter import LoadedSae
-from ..sae_models.formats import read_sae
+from ..sae_models import hookpoint, table
+from ..sae_models.adapter import Block, LoadedSae
+from ..sae_models.errors import SaeError
+from ..sae_models.formats import Header, read_sae
 from ..sae_models.learning import finding
+from ..sae_models.learning.losses import Weights
 from ..sae_models.learning.maps import Maps, joined
-from . import files, patch, training
-from .collect import Collector, Painting
+from ..sae_models.learning.measuring import NEURONS, fewest_neurons
+from ..sae_models.sae import SaeConfig
+from ..sae_models.table import Table
+from . import files, measure, patch, training
+from .collect import Collector
 from .inputs import painting_inputs
+from .painting import Painter, Painting
 from .patch import log
 
 OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best neurons at each noise level"
+TOKENS = 256
+"""Of a map that are kept: enough, where a picture has thousands."""
+DEAF = 1e-6
+"""Share of a place's output below which words make no difference to it."""
+WEIGHTS = Weights(push=0.0)
+"""At a cross-attention to carry what the words add is enough; more is further away again."""
 
 
 class FindConcept(io.ComfyNode):
@@ -24,14 +37,12 @@ class FindConcept(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SAEmnesiaFindConcept", display_name="SAEmnesia Find Concept", category="SAEmnesia",
-            description="Add a concept that the SAE was not trained for. It paints some pictures that show it and some "
-                        "that do not, and writes a concept file of some kilobytes.",
+            description="Add a concept nobody trained for, with or without an SAE. It paints some pictures that show "
+                        "it and some that do not, measures how much of it is then removed, and writes a concept file.",
             is_output_node=True, hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn the concept from; only read, never changed."),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
-                files.SaeType.Input("sae", tooltip="An SAE of this model: it says the block, and its concepts are what "
-                                                   "the new one is told from."),
                 io.String.Input("name", default="my concepts", tooltip=(
                     "The concept file in models/sae. If it is there, the concept is added to it.")),
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
@@ -44,11 +55,12 @@ class FindConcept(io.ComfyNode):
                     "What is painted, one template a line: a photo of {object}; {object}, {style}; or {} for any "
                     "concept. Empty: some simple ones.")),
                 io.Combo.Input("how", options=[OWN, BEST, BEST_BY_LEVEL], default=OWN, tooltip=(
-                    "a neuron of its own: fitted to the pictures (start here). the best neurons: those of the SAE that "
-                    "fire most for the concept, the same at every noise level or the best at each; erase them with "
-                    "'steer'.")),
-                io.Int.Input("neurons", default=1, min=1, max=64, tooltip=(
-                    "How many of the SAE's neurons stand for the concept. A neuron of its own is always one.")),
+                    "a neuron of its own: fitted to the pictures at every cross-attention of the model (start here). "
+                    "the best neurons: those of the SAE that fire most for the concept, the same at every noise level "
+                    "or the best at each; erase them with 'steer'.")),
+                io.Int.Input("neurons", default=0, min=0, max=64, tooltip=(
+                    "How many neurons stand for the concept at a place. 0: as few as remove it, at most 8 (start "
+                    "here); of an SAE's best neurons 0 takes one.")),
                 io.Int.Input("pictures", default=32, min=2, max=10_000, tooltip=(
                     "How many pictures are painted; half of them show the concept. More are surer.")),
                 io.Int.Input("at_once", default=4, min=1, max=64, tooltip=(
@@ -56,6 +68,9 @@ class FindConcept(io.ComfyNode):
                 *painting_inputs(steps=12),
                 io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
                     "Another seed, other pictures.")),
+                files.SaeType.Input("sae", optional=True, tooltip=(
+                    "An SAE of this model, for 'the best neurons'; its concepts are also what the new one is told from "
+                    "where 'contrast' is empty.")),
             ],
             outputs=[files.SaeType.Output("concept_file", display_name="SAE"), io.String.Output("report")],
         )
@@ -65,36 +80,92 @@ class FindConcept(io.ComfyNode):
         return files.changed(files.new_path(name))
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, sae: LoadedSae, name: str, concepts: str, contrast: str, prompts: str,
-                how: str, neurons: int, pictures: int, at_once: int, width: int, height: int, steps: int, cfg: float,
-                seed: int) -> io.NodeOutput:
-        patch.check_base(model, sae)
-        out = files.new_path(name)
-        table.check_same_place(out, sae.header)
+    def execute(cls, model: Any, clip: Any, name: str, concepts: str, contrast: str, prompts: str, how: str,
+                neurons: int, pictures: int, at_once: int, width: int, height: int, steps: int, cfg: float, seed: int,
+                sae: LoadedSae | None = None) -> io.NodeOutput:
+        if sae:
+            patch.check_base(model, sae)
         painting = Painting(width, height, steps, cfg, batch=min(at_once, pictures), seed=seed)
-        what = training.search(concepts, contrast, prompts, sae.header, painting, pictures)
-        maps = _painted(model, clip, what, cls.hidden.unique_id)
-        with torch.inference_mode(False), torch.no_grad():
-            found = _found(how, sae, maps, what, neurons)
-        table.add(out, sae.header, found)
-        text = f"{out.name}: {', '.join(concept.name for concept in found.concepts)}, from {pictures} pictures"
+        known = sae.concepts if sae else ()
+        what = training.search(concepts, contrast, prompts, known, painting, pictures)
+        out, headers = files.new_path(name), _places(model, how, sae)
+        table.check_addable(out, headers)
+        painter = _studio(model, clip, what, cls.hidden.unique_id)
+        headers, maps = _heard(headers, _maps(painter, what, headers))
+        tables, blocks = _tables(how, sae, maps, what, neurons), [Block.of(header) for header in headers]
+        chosen = [_chosen(painter, what, blocks, tables, i) for i in range(len(what.wanted))]
+        for parts, _ in chosen:
+            table.add(out, list(zip(headers, parts, strict=True)))
+        text = f"{out.name}, from {pictures} pictures: {'; '.join(words for _, words in chosen)}"
         log.info("SAEmnesia: %s", text)
         return io.NodeOutput(files.load(out.name), text, ui={"text": [text]})
 
 
-def _painted(model: Any, clip: Any, what: training.Search, node: str | None) -> Maps:
-    bar = comfy.utils.ProgressBar(what.lesson.chunks * what.lesson.painting.steps, node_id=node)
-    lesson = what.lesson
-    collector = Collector(model, clip, lesson.prompts, len(lesson.subjects), lesson.hookpoint, lesson.painting,
-                          lesson.residual, lambda: bar.update(1))
-    return joined([collector.chunk(i) for i in range(lesson.chunks)])
+def _places(model: Any, how: str, sae: LoadedSae | None) -> list[Header]:
+    """Where the concept gets neurons: at every cross-attention, or where the SAE is whose neurons are chosen from."""
+    if how != OWN:
+        if sae is None:
+            raise SaeError(f"'{how}' are those of an SAE, and none is wired in: load one with SAEmnesia Load SAE, or "
+                           f"choose '{OWN}'")
+        return [sae.header]
+    unet = model.model.diffusion_model
+    family = type(model.model.model_config).__name__.lower()
+    paths = hookpoint.cross_attentions(unet)
+    return [Header(SaeConfig(hookpoint.width(unet.get_submodule(path)), 1, 1), name, family)
+            for name, path in paths.items()]
 
 
-def _found(how: str, sae: LoadedSae, maps: Maps, what: training.Search, neurons: int) -> table.Table:
-    if how == OWN:
-        return finding.own_neurons(maps, what.wanted)
-    whole = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device())
-    return finding.best_neurons(whole, maps, what.wanted, neurons, how == BEST_BY_LEVEL)
+def _studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
+    """Paints all the pictures, and shows how far it is."""
+    batches = what.lesson.chunks + len(what.wanted)
+    bar = comfy.utils.ProgressBar(batches * what.lesson.painting.steps, node_id=node)
+    return Painter(model, clip, what.lesson.painting, lambda: bar.update(1))
+
+
+def _maps(painter: Painter, what: training.Search, headers: Sequence[Header]) -> list[Maps]:
+    lesson, blocks = what.lesson, [Block.of(header) for header in headers]
+    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS)
+    chunks = [collector.chunk(i) for i in range(lesson.chunks)]
+    return [joined([chunk[block] for chunk in chunks]) for block in blocks]
+
+
+def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header], list[Maps]]:
+    """The places that hear the prompt at all.
+
+    Raises SaeError when none does.
+    """
+    heard = [(header, part) for header, part in zip(headers, maps, strict=True) if part.heard() > DEAF]
+    if not heard:
+        raise SaeError("the words make no difference to this model: it paints the same with and without them; check "
+                       "that model and clip belong together")
+    return [header for header, _ in heard], [part for _, part in heard]
+
+
+def _tables(how: str, sae: LoadedSae | None, maps: Sequence[Maps], what: training.Search,
+            neurons: int) -> dict[int, list[Table]]:
+    """{neurons a concept and place: every place's rows}."""
+    with torch.inference_mode(False), torch.no_grad():
+        if how == OWN:
+            return {n: [finding.own_neurons(part, what.wanted, WEIGHTS, n) for part in maps]
+                    for n in ([neurons] if neurons else NEURONS)}
+        whole, n = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device()), neurons or 1
+        return {n: [finding.best_neurons(whole, part, what.wanted, n, how == BEST_BY_LEVEL) for part in maps]}
+
+
+def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],
+            number: int) -> tuple[list[Table], str]:
+    """Every place's rows of one wanted concept, as many as it needs, and what they do, in words."""
+    name = what.wanted[number].name
+    own = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
+    said = [p for p in what.held_out if number in p.said]
+    effects = measure.effects(painter, {n: measure.ablating(blocks, parts) for n, parts in own.items()},
+                              [(p.text, p.without[p.said.index(number)]) for p in said],
+                              [p.text for p in what.held_out if number not in p.said])
+    n = fewest_neurons(effects)
+    kept = {"removed": effects[n].removed, "touched": effects[n].touched}
+    places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
+    words = f"{name}: {effects[n].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
+    return [table.measured(part, kept) for part in own[n]], words
 
 
 NODES = [FindConcept]

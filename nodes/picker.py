@@ -1,8 +1,8 @@
 """*SAEmnesia Concept Picker*: choose concepts once and wire the list to several *Erase* nodes."""
 from comfy_api.latest import io
 
-from ..sae_models import concepts as table
 from ..sae_models.adapter import LoadedSae
+from ..sae_models.concepts import parse
 from . import files
 
 
@@ -22,8 +22,8 @@ class ConceptPicker(io.ComfyNode):
 
     @classmethod
     def execute(cls, sae: LoadedSae, concepts: str) -> io.NodeOutput:
-        for choice in table.parse(concepts):
-            table.find(sae.header.concepts, choice.name, sae.header.config.d_sae, sae.name)
+        for choice in parse(concepts):
+            sae.find(choice.name)
         return io.NodeOutput(concepts)
 
 

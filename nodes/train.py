@@ -14,8 +14,8 @@ from ..sae_models.learning.job import train_to_file
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
 from . import chart, files, training
-from .collect import Painting
 from .inputs import painting_inputs
+from .painting import Painting
 from .patch import log
 
 GIGABYTE = 10**9

@@ -5,20 +5,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..sae_models import hookpoint
+from ..sae_models.adapter import Block
+from ..sae_models.concepts import Concept
 from ..sae_models.errors import SaeError
-from ..sae_models.formats import Header
 from ..sae_models.learning.job import Job
-from ..sae_models.learning.maps import Shards
+from ..sae_models.learning.maps import Maps, Shards
 from ..sae_models.learning.origin import Origin
 from ..sae_models.learning.prompts import Prompt, Subject, default_templates, expand, parse_subjects
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
-from .collect import HELD_OUT, Collector, Painting, fingerprint
+from .collect import HELD_OUT, Collector, fingerprint
+from .painting import Painter, Painting
 
 HELD_OUT_PICTURES = 64
+HELD_OUT_SHARE = 5
+"""One prompt in so many is kept to measure a found concept on."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +55,41 @@ def lesson(concepts: str, templates: str, block: str, painting: Painting, pictur
 
 @dataclass(frozen=True)
 class Search:
-    """What to find: a lesson whose first subjects are the wanted ones."""
+    """What to find: a lesson whose first subjects are the wanted ones. held_out: prompts to measure on."""
     wanted: Sequence[Subject]
     lesson: Lesson
+    held_out: Sequence[Prompt]
 
 
-def search(concepts: str, contrast: str, templates: str, header: Header, painting: Painting, pictures: int) -> Search:
+def search(concepts: str, contrast: str, templates: str, known: Sequence[Concept], painting: Painting,
+           pictures: int) -> Search:
     """What to paint to find concepts and tell them from others; half of the pictures show a wanted one.
 
-    Raises SaeError as `lesson` does, and when there is nothing to tell them from.
+    known: what they are told from where `contrast` is empty. Raises SaeError as `lesson` does, and when there is
+    nothing to tell them from.
     """
     wanted = parse_subjects(concepts)
     names = {subject.name.casefold() for subject in wanted}
     others = parse_subjects(contrast) if contrast.strip() else [
-        Subject(c.name, c.kind or "object", c.description or c.name) for c in header.concepts]
+        Subject(c.name, c.kind or "object", c.description or c.name) for c in known]
     subjects = [*wanted, *(subject for subject in others if subject.name.casefold() not in names)]
     if len(subjects) == len(wanted):
         raise SaeError("there is nothing to tell the concept from: write some into 'contrast', above all what is like "
                        "it, for example 'dog, bear' for a cat")
     prompts = expand(templates if templates.strip() else default_templates(subjects), subjects)
-    return Search(wanted, Lesson(subjects, _halved(prompts, len(wanted)), header.hookpoint, painting, pictures,
-                                 header.residual))
+    learned, held_out = _split(prompts, len(wanted))
+    return Search(wanted, Lesson(subjects, _halved(learned, len(wanted)), "", painting, pictures), held_out)
+
+
+def _split(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to learn from and others to measure on; the same for both where they are too few, or would lack one of
+    the first `count` subjects."""
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    cut = len(prompts) // HELD_OUT_SHARE
+    held_out, learned = ([prompts[i] for i in part] for part in (order[:cut], order[cut:]))
+    whole = all(any(i in prompt.said for prompt in part) and any(i not in prompt.said for prompt in part)
+                for part in (held_out, learned) for i in range(count))
+    return (learned, held_out) if whole else (list(prompts), list(prompts))
 
 
 def _halved(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -98,8 +117,9 @@ def job(model: ModelPatcher, what: Lesson, config: SaeConfig, settings: TrainSet
 def source(model: ModelPatcher, clip: Any, what: Lesson, work: Job, keep: Path | None,
            tick: Callable[[], None]) -> Callable[[int], Any]:
     """Makes the job's chunks; `keep` is a folder to store them in, None to store nothing."""
-    collector = Collector(model, clip, what.prompts, len(what.subjects), what.hookpoint, what.painting, what.residual,
-                          tick)
-    if keep is None:
-        return collector.chunk
-    return Shards(keep, collector.chunk, work.origin.as_json()).make
+    block = Block(what.hookpoint, what.residual)
+    collector = Collector(Painter(model, clip, what.painting, tick), what.prompts, len(what.subjects), [block])
+
+    def chunk(number: int) -> Maps:
+        return collector.chunk(number)[block]
+    return chunk if keep is None else Shards(keep, chunk, work.origin.as_json()).make

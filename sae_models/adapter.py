@@ -1,83 +1,180 @@
 """What the adapter of every host does in the same way, whatever the host is called.
 
-Which SAE is meant, the edit that a text asks for, whether the SAE fits a model, which rows of a call are conditional,
+Which SAE is meant, the edits that a text asks for, whether the SAE fits a model, which rows of a call are conditional,
 and what happened while a picture was sampled.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import concepts, hookpoint
+from . import hookpoint
+from .concepts import Concept, find, parse
 from .erasure import Actuator, Edit
 from .errors import SaeError
-from .formats import Header, read_rows
+from .formats import Header, only, read_headers, read_rows_at
 
 BOTH, CONDITIONAL_ONLY = "both", "conditional only"
+OUTPUT_PATCH = "attn2_output_patch"
+
+
+SHOWN = 3  # places named in a sentence
 
 
 class Block(NamedTuple):
-    """Where an SAE sits, and whether it encodes the block's output minus its input."""
+    """Where an SAE sits: a block's or a cross-attention's output. residual: it encodes that minus the block's input."""
     hookpoint: str
     residual: bool
+
+    @classmethod
+    def of(cls, header: Header) -> "Block":
+        return cls(header.hookpoint, header.residual)
 
 
 @dataclass(frozen=True)
 class LoadedSae:
-    """An SAE file by the name people see, and what it says of itself."""
+    """An SAE file by the name people see, and what it says of itself: one header a place."""
     name: str
     path: Path
-    header: Header
+    headers: tuple[Header, ...]
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> "LoadedSae":
+        """Raises SaeError as `read_headers` does."""
+        return cls(name, path, read_headers(path))
 
     @property
-    def block(self) -> Block:
-        return Block(self.header.hookpoint, self.header.residual)
+    def base(self) -> str:
+        return self.headers[0].base
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [Block.of(header) for header in self.headers]
+
+    @property
+    def header(self) -> Header:
+        """The only one.
+
+        Raises SaeError when the file has several places.
+        """
+        return only(self.headers, self.name)
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """One a name; its latents are those at the first place that has it."""
+        if len(self.headers) == 1:
+            return self.headers[0].concepts
+        found: dict[str, Concept] = {}
+        for concept in (concept for header in self.headers for concept in header.concepts):
+            found.setdefault(concept.name.casefold(), concept)
+        return tuple(found.values())
+
+    def listed(self) -> dict[str, Any]:
+        """What a page is told: {base, hookpoint ("" for several), places, concepts: [{name, kind, description,
+        measured}]}."""
+        return {"base": self.base, "hookpoint": self.headers[0].hookpoint if len(self.headers) == 1 else "",
+                "places": len(self.headers),
+                "concepts": [{"name": c.name, "kind": c.kind, "description": c.description, "measured": c.measured}
+                             for c in self.concepts]}
+
+    def find(self, name: str) -> Concept:
+        """The concept called `name`; `#123` is a latent of an SAE of one place.
+
+        Raises SaeError for an unknown one.
+        """
+        if name.startswith("#") and len(self.headers) > 1:
+            raise SaeError(f"{self.name} has neurons at {len(self.headers)} places of the model, so '{name}' does not "
+                           f"say which: choose a concept by its name")
+        return find(self.concepts, name, self.headers[0].config.d_sae, self.name)
+
+    def choose(self, names: Sequence[str]) -> list[tuple[Header, list[Concept]]]:
+        """The concepts at every place that has some of them.
+
+        Raises SaeError for an unknown name.
+        """
+        wanted = [self.find(name) for name in names]
+        if len(self.headers) == 1:
+            return [(self.headers[0], wanted)]
+        tables = [(header, {c.name.casefold(): c for c in header.concepts}) for header in self.headers]
+        chosen = [(header, [here[c.name.casefold()] for c in wanted if c.name.casefold() in here])
+                  for header, here in tables]
+        return [(header, found) for header, found in chosen if found]
 
     def at(self, wanted: str) -> "LoadedSae":
-        """The same at the hookpoint `wanted`; "" leaves the one the file says.
+        """The same at the hookpoint `wanted`, where the file does not say one; "" leaves the one it says.
 
-        Raises SaeError when neither says one.
+        Raises SaeError when neither says one, or both another.
         """
-        name = hookpoint.normalise(wanted) or self.header.hookpoint
-        if not name:
+        name, said = hookpoint.normalise(wanted), [header.hookpoint for header in self.headers]
+        if not name and not all(said):
             raise SaeError(f"{self.name} does not say which block it was trained on: write it into 'hookpoint', "
                            f"for example up_blocks.1.attentions.1")
-        return replace(self, header=replace(self.header, hookpoint=name))
+        if name and any(said) and said != [name]:
+            raise SaeError(f"{self.name} was trained on {shown(said)}, not on {name}: leave 'hookpoint' empty")
+        return replace(self, headers=(replace(self.headers[0], hookpoint=name),)) if name else self
 
 
-def build_edit(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: float = float("inf"),
-               end_sigma: float = 0.0, conditional_only: bool = False) -> Edit:
-    """The edit that `text` (`cat, dog:0.8`) asks for, with its rows read from the SAE's file.
+def shown(names: Collection[str]) -> str:
+    """The first few names, and how many more there are."""
+    first, more = list(names)[:SHOWN], len(names) - SHOWN
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
+def build_edits(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: float = float("inf"),
+                end_sigma: float = 0.0, conditional_only: bool = False) -> list[tuple[Block, Edit]]:
+    """The edits, one a place, that `text` (`cat, dog:0.8`) asks for, with their rows read from the SAE's file.
 
     Raises SaeError for an unknown concept, a strength out of range, or a damaged file.
     """
-    header = sae.header
-    choices = concepts.parse(text)
-    chosen = [concepts.find(header.concepts, choice.name, header.config.d_sae, sae.name) for choice in choices]
-    strengths = [actuator.default_strength if c.strength is None else c.strength for c in choices]
-    names = tuple(concept.name for concept in chosen for _ in concept.latents)
-    per_row = torch.tensor([s for concept, s in zip(chosen, strengths, strict=True) for _ in concept.latents])
-    return Edit(names, read_rows(sae.path, header, chosen), per_row, actuator, start_sigma, end_sigma,
-                conditional_only)
+    choices = parse(text)
+    places = sae.choose([choice.name for choice in choices])
+    named = [sae.find(choice.name).name.casefold() for choice in choices]
+    strengths = {name: actuator.default_strength if choice.strength is None else choice.strength
+                 for name, choice in zip(named, choices, strict=True)}
+    edits = []
+    for (header, found), rows in zip(places, read_rows_at(sae.path, places), strict=True):
+        names = tuple(concept.name for concept in found for _ in concept.latents)
+        per_row = torch.tensor([strengths[name.casefold()] for name in names])
+        edits.append((Block.of(header), Edit(names, rows, per_row, actuator, start_sigma, end_sigma, conditional_only)))
+    return edits
 
 
-def fitting_block(unet: nn.Module, sae: LoadedSae, family: str) -> nn.Module:
-    """The module that the SAE's block is in this UNet; family: of the model, "" when not known.
+def by_block(edits: Sequence[tuple[Block, Edit]]) -> dict[Block, list[Edit]]:
+    """The edits of each place, in order."""
+    found: dict[Block, list[Edit]] = {}
+    for block, edit in edits:
+        found.setdefault(block, []).append(edit)
+    return found
 
-    Raises SaeError unless the SAE fits the model's family, blocks and width.
+
+def fitting_blocks(unet: nn.Module, sae: LoadedSae, family: str) -> dict[Block, str]:
+    """The ldm path of every place of the SAE in this UNet; family: of the model, "" when not known.
+
+    Raises SaeError unless the SAE fits the model's family, blocks and widths.
     """
-    header = sae.header
-    if header.base and family and header.base != family:
-        raise SaeError(f"{sae.name} was trained on a {header.base} model and this one is {family}: "
-                       f"load a {header.base} checkpoint, or an SAE for {family}")
-    block = hookpoint.find(unet, header.hookpoint)
-    if hookpoint.width(block) != header.config.d_in:
-        raise SaeError(f"{sae.name} reads tokens of width {header.config.d_in}, but block {header.hookpoint} of this "
-                       f"model has {hookpoint.width(block)}: the SAE belongs to another base model")
-    return block
+    if sae.base and family and sae.base != family:
+        raise SaeError(f"{sae.name} was trained on a {sae.base} model and this one is {family}: "
+                       f"load a {sae.base} checkpoint, or an SAE for {family}")
+    paths = hookpoint.paths(unet, [header.hookpoint for header in sae.headers])
+    for header, path in zip(sae.headers, paths, strict=True):
+        width = hookpoint.width(unet.get_submodule(path))
+        if width != header.config.d_in:
+            raise SaeError(f"{sae.name} reads tokens of width {header.config.d_in}, but block {header.hookpoint} of "
+                           f"this model has {width}: the SAE belongs to another base model")
+        if header.residual and hookpoint.is_attention(header.hookpoint):
+            raise SaeError(f"{sae.name} reads what {header.hookpoint} adds to its input, but a cross-attention's "
+                           f"output is that already: the file is damaged")
+    return dict(zip(sae.blocks, paths, strict=True))
+
+
+def with_attention_patch(options: Mapping[str, Any], patch: Callable[[Tensor, dict], Tensor]) -> dict[str, Any]:
+    """A copy of a ComfyUI or Forge `transformer_options` in which `patch` is the last to get every cross-attention's
+    output [B, N, C], wherever that comes from; the caller's dicts and lists are left as they are."""
+    patches = options.get("patches", {})
+    return {**options, "patches": {**patches, OUTPUT_PATCH: [*patches.get(OUTPUT_PATCH, ()), patch]}}
 
 
 def conditional_rows(rows: int, cond_or_uncond: Sequence[int] | None, device: torch.device) -> Tensor | None:
@@ -90,26 +187,32 @@ def conditional_rows(rows: int, cond_or_uncond: Sequence[int] | None, device: to
 
 @dataclass
 class Tally:
-    """What happened in one sampling run: noise levels seen, calls of a block, and which rows fired at which sigma."""
+    """What happened in one sampling run: noise levels seen, calls of a place, and which rows fired at which sigma."""
     model_calls: int = 0
     block_calls: dict = field(default_factory=dict)
     fired: dict = field(default_factory=dict)
 
     def add(self, block: Block, sigma: float, fired: Tensor) -> None:
         self.block_calls[block] = self.block_calls.get(block, 0) + 1
-        before = self.fired.get((block, sigma))
-        self.fired[block, sigma] = fired if before is None else before | fired
+        levels = self.fired.setdefault(block, {})
+        levels[sigma] = fired if sigma not in levels else levels[sigma] | fired
 
-    def steps_fired(self, block: Block, names: list[str]) -> dict[str, int]:
-        """{concept: number of noise levels at which one of its latents fired}."""
-        seen = [fired.tolist() for (where, _), fired in self.fired.items() if where == block]
-        return {name: sum(any(f for n, f in zip(names, step, strict=True) if n == name) for step in seen)
-                for name in dict.fromkeys(names)}
+    def missed(self, blocks: Collection[Block]) -> str:
+        """Which of the places were never called, in words; "" when none."""
+        return shown([block.hookpoint for block in blocks if block not in self.block_calls])
 
-    def levels(self, block: Block) -> int:
-        return sum(where == block for where, _ in self.fired)
+    def steps_fired(self, names: Mapping[Block, Sequence[str]]) -> dict[str, int]:
+        """{concept: number of noise levels at which one of its latents fired at any place}; names: of each row."""
+        steps: dict[str, set[float]] = {name: set() for rows in names.values() for name in rows}
+        for block, levels in self.fired.items():
+            for sigma, fired in zip(levels, torch.stack([*levels.values()]).tolist(), strict=True):
+                for name, one in zip(names[block], fired, strict=True):
+                    steps[name] |= {sigma} if one else set()
+        return {name: len(sigmas) for name, sigmas in steps.items()}
 
-    def summary(self, block: Block, names: list[str]) -> str:
+    def summary(self, names: Mapping[Block, Sequence[str]]) -> str:
         """One line for the log."""
-        fired = ", ".join(f"{name} {count}" for name, count in self.steps_fired(block, names).items())
-        return f"SAEmnesia: steps in which a concept fired, of {self.levels(block)}: {fired}"
+        fired = ", ".join(f"{name} {count}" for name, count in self.steps_fired(names).items())
+        levels = len({sigma for levels in self.fired.values() for sigma in levels})
+        places = f" at any of {len(names)} places" if len(names) > 1 else ""
+        return f"SAEmnesia: steps in which a concept fired{places}, of {levels}: {fired}"

@@ -5,7 +5,7 @@ import difflib
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,17 +22,24 @@ NEVER = 60_000.0
 @dataclass(frozen=True)
 class Concept:
     """A name, its latents (rows of the SAE), what it is ("object", "style" or ""), and the words that say it in a
-    prompt, where they are known."""
+    prompt, where they are known.
+
+    measured: how well it is erased, as shares of its effect: "removed" of it, and "touched" of what is not it.
+    """
     name: str
     latents: tuple[int, ...]
     kind: str = ""
     description: str = ""
+    measured: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not self.name.strip() or any(c in self.name for c in SEPARATORS + ":#"):
             raise SaeError(f"expected a concept name without , : # or line breaks, got {self.name!r}")
         if not self.latents or min(self.latents) < 0:
             raise SaeError(f"expected latents >= 0 for concept '{self.name}', got {list(self.latents)}")
+        for what, share in (self.measured or {}).items():
+            if not math.isfinite(share):
+                raise SaeError(f"expected a number for '{what}' of concept '{self.name}', got {share}")
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,12 @@ def parse(text: str) -> list[Choice]:
     return choices
 
 
-def refuse_twice(names: Sequence[str]) -> None:
-    """Raise SaeError when a concept is listed twice, in whatever case."""
+def refuse_twice(names: Sequence[str], what: str = "concept") -> None:
+    """Raise SaeError when a name is listed twice, in whatever case."""
     folded = [name.casefold() for name in names]
     twice = next((name for name in names if folded.count(name.casefold()) > 1), None)
     if twice:
-        raise SaeError(f"concept '{twice}' is listed twice: keep one of them")
+        raise SaeError(f"{what} '{twice}' is listed twice: keep one of them")
 
 
 def _parse_item(item: str) -> Choice:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .errors import SaeError
 from .formats import Rows
@@ -79,6 +80,12 @@ class _Placed(NamedTuple):
     strengths: Tensor
 
 
+class _Replaced(NamedTuple):
+    """How far each token is to be replaced, [B, 1, N] in 0..1; and where all are, so that none can be, [B, 1, 1]."""
+    share: Tensor
+    stuck: Tensor
+
+
 @dataclass
 class Erasure:
     """All edits of one block. `residual`: the SAE encodes the block's output minus its input."""
@@ -96,49 +103,57 @@ class Erasure:
         sigma: noise level of this call; conditional: bool [B], None when all rows are; x_in: the block's input, for
         a residual SAE.
         """
-        columns = _columns(x)
-        seen = columns - _columns(x_in) if self.residual else columns
-        acts = [self._activations(edit, placed, seen, sigma, conditional)
-                for edit, placed in zip(self.edits, self._on(x), strict=True)]
-        fired = torch.cat([z.gt(0).any(2).any(0) for z in acts])
+        rows = sum(len(edit.names) for edit in self.edits)
+        if not any(edit.active(sigma) for edit in self.edits):
+            return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device))
+        acts = self._activations(x, sigma, conditional, x_in)
+        fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired)
-        out = self._edited(columns, acts, _places(x))
+        out = self._edited(x, acts)
         return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
 
-    @staticmethod
-    def _activations(edit: Edit, placed: _Placed, x: Tensor, sigma: float, conditional: Tensor | None) -> Tensor:
-        """z [B, F, N] of the edit's rows, zero where they do not fire or the edit does not act."""
-        if not edit.active(sigma):
-            return x.new_zeros(x.shape[0], len(placed.bias), x.shape[2])
-        threshold = edit.rows.statistics.at(sigma, edit.rows.statistics.thresholds).clamp_min(0).to(x)
-        z = torch.matmul(placed.W_enc, x) + placed.bias[:, None]
-        z = torch.where(z > threshold[:, None], z, 0)
-        if edit.conditional_only and conditional is not None:
-            z = z * conditional.to(z)[:, None, None]
-        return z
+    def _activations(self, x: Tensor, sigma: float, conditional: Tensor | None, x_in: Tensor | None) -> list[Tensor]:
+        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act."""
+        columns = _columns(x) - _columns(x_in) if self.residual else _columns(x)
+        acts = []
+        for edit, placed in zip(self.edits, self._on(x), strict=True):
+            if not edit.active(sigma):
+                acts.append(x.new_zeros(len(x), len(placed.bias), columns.shape[2]))
+                continue
+            threshold = edit.rows.statistics.at(sigma, edit.rows.statistics.thresholds).clamp_min(0).to(x)
+            z = _pre_activations(columns, placed, x.ndim == 3)
+            z = torch.where(z > threshold[:, None], z, 0)
+            if edit.conditional_only and conditional is not None:
+                z = z * conditional.to(z)[:, None, None]
+            acts.append(z)
+        return acts
 
-    def _edited(self, x: Tensor, acts: list[Tensor], places: Tensor) -> Tensor:
-        """x [B, d_in, N] with every edit done."""
-        share = self._share_replaced(x, acts)
-        stuck = share.gt(0).all(2, keepdim=True)
-        share = share.masked_fill(stuck, 0)
-        out = x
+    def _edited(self, x: Tensor, acts: list[Tensor]) -> Tensor:
+        """x as columns [B, d_in, N] with every edit done."""
+        out = columns = _columns(x)
+        replaced = self._replaced(columns, acts)
         for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True):
-            factor = placed.strengths if edit.actuator is Actuator.STEER else -placed.strengths
-            dz = z * factor[:, None] * (stuck if edit.actuator is Actuator.REPLACE else 1 - share)
-            out = torch.baddbmm(out, placed.W_dec.mT.expand(len(x), -1, -1), dz)
-        if any(edit.actuator is Actuator.REPLACE for edit in self.edits):
-            for row, source, part in zip(out, x, share[:, 0], strict=True):
+            dz = z * (placed.strengths if edit.actuator is Actuator.STEER else -placed.strengths)[:, None]
+            if replaced:
+                dz = dz * (replaced.stuck if edit.actuator is Actuator.REPLACE else 1 - replaced.share)
+            out = _plus(out, dz, placed.W_dec, x.ndim == 3)
+        if replaced:
+            places = _places(x)
+            for row, source, part in zip(out, columns, replaced.share[:, 0], strict=True):
                 _replace_from_nearest(row, source, part, places)
         return out
 
-    def _share_replaced(self, x: Tensor, acts: list[Tensor]) -> Tensor:
-        """How far each token is to be replaced, [B, 1, N] in 0..1: the strongest wish of the concepts that fire."""
+    def _replaced(self, x: Tensor, acts: list[Tensor]) -> "_Replaced | None":
+        """The strongest wish of the concepts that fire; None when no edit replaces."""
         wishes = [z.gt(0) * placed.strengths[:, None]
                   for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True)
                   if edit.actuator is Actuator.REPLACE]
-        return torch.cat([x.new_zeros(len(x), 1, x.shape[2]), *wishes], 1).amax(1, keepdim=True)
+        if not wishes:
+            return None
+        share = torch.cat([x.new_zeros(len(x), 1, x.shape[2]), *wishes], 1).amax(1, keepdim=True)
+        stuck = share.gt(0).all(2, keepdim=True)
+        return _Replaced(share.masked_fill(stuck, 0), stuck)
 
     def _on(self, x: Tensor) -> list[_Placed]:
         """Every edit's rows where x is, in x's dtype, copied once."""
@@ -152,6 +167,20 @@ class Erasure:
 def _columns(x: Tensor) -> Tensor:
     """Tokens as columns, [B, d_in, N], of a map [B, d_in, H, W] or of tokens [B, N, d_in]."""
     return x.flatten(2) if x.ndim == 4 else x.mT
+
+
+def _pre_activations(columns: Tensor, placed: _Placed, tokens: bool) -> Tensor:
+    """[B, F, N] of columns [B, d_in, N]; those of tokens lie one after the other in memory, and are never copied."""
+    if tokens:
+        return functional.linear(columns.mT, placed.W_enc, placed.bias).mT
+    return torch.matmul(placed.W_enc, columns) + placed.bias[:, None]
+
+
+def _plus(columns: Tensor, dz: Tensor, W_dec: Tensor, tokens: bool) -> Tensor:
+    """columns [B, d_in, N] + W_dec^T dz, of dz [B, F, N]."""
+    if tokens:
+        return torch.addmm(columns.mT.flatten(0, 1), dz.mT.flatten(0, 1), W_dec).view(columns.mT.shape).mT
+    return torch.baddbmm(columns, W_dec.mT.expand(len(columns), -1, -1), dz)
 
 
 def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:

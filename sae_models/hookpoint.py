@@ -1,15 +1,19 @@
 """Where in a UNet an SAE sits: diffusers names such as `unet.up_blocks.1.attentions.1`, found from the structure.
 
+A place is a block's output [B, C, H, W], or that of one of its cross-attentions before it is added to its input, tokens
+[B, N, C]: `up_blocks.1.attentions.1.transformer_blocks.0.attn2`. The name says which.
+
 A cross-attention block is a module with `transformer_blocks`; a level ends where a block holds a down- or upsampler.
 So the names hold for SD 1.x, SD 2.x, SDXL and any UNet of the same build, without a table for one model.
 """
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
 from .errors import SaeError
 
+ATTENTION = ".attn2"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.")
 
 
@@ -25,7 +29,12 @@ def normalise(hookpoint: str) -> str:
     return name
 
 
-def _is_attention(module: nn.Module) -> bool:
+def is_attention(hookpoint: str) -> bool:
+    """Whether the place is a cross-attention's output, and not a block's."""
+    return hookpoint.endswith(ATTENTION)
+
+
+def _has_attention(module: nn.Module) -> bool:
     return hasattr(module, "transformer_blocks")
 
 
@@ -37,7 +46,7 @@ def _level_names(blocks: Iterable[tuple[int, nn.Module]], ldm: str, diffusers: s
     level, place = 0, 0
     for number, block in blocks:
         for layer, module in enumerate(block):
-            if _is_attention(module):
+            if _has_attention(module):
                 yield f"{diffusers}.{level}.attentions.{place}", f"{ldm}.{number}.{layer}"
         place += 1
         if _ends_level(block):
@@ -51,28 +60,57 @@ def hookpoints(unet: nn.Module) -> dict[str, str]:
     """
     down = _level_names(list(enumerate(unet.input_blocks))[1:], "input_blocks", "down_blocks")
     middle = getattr(unet, "middle_block", None) or ()
-    mid = (("mid_block.attentions.0", f"middle_block.{i}") for i, m in enumerate(middle) if _is_attention(m))
+    mid = (("mid_block.attentions.0", f"middle_block.{i}") for i, m in enumerate(middle) if _has_attention(m))
     up = _level_names(enumerate(unet.output_blocks), "output_blocks", "up_blocks")
     return dict([*down, *mid, *up])
 
 
-def find(unet: nn.Module, hookpoint: str) -> nn.Module:
-    """The block's module; `hookpoint` is a diffusers name or an ldm path.
+def cross_attentions(unet: nn.Module) -> dict[str, str]:
+    """{diffusers name: ldm path} of every cross-attention of an ldm UNet, in the order they run."""
+    return {f"{name}.{inner}": f"{path}.{inner}" for name, path in hookpoints(unet).items()
+            for number, block in enumerate(unet.get_submodule(path).transformer_blocks)
+            if getattr(block, "attn2", None) is not None
+            for inner in [f"transformer_blocks.{number}{ATTENTION}"]}
 
-    Raises SaeError when the model has no such block, naming those it has.
+
+def paths(unet: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The ldm paths of some places; each is a diffusers name or an ldm path.
+
+    Raises SaeError when the model has no such place, naming those it has.
     """
     if not (hasattr(unet, "input_blocks") and hasattr(unet, "output_blocks")):
-        raise SaeError(f"'{hookpoint}' is a block of a UNet (SD 1.x, 2.x, SDXL), but this model is a "
+        raise SaeError(f"'{wanted[0]}' is a block of a UNet (SD 1.x, 2.x, SDXL), but this model is a "
                        f"{type(unet).__name__}: load a checkpoint of the SAE's base model")
-    names, wanted = hookpoints(unet), normalise(hookpoint)
-    path = names.get(wanted, wanted if wanted in names.values() else None)
-    if path is None:
-        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0) or list(names)
-        raise SaeError(f"this model has no block '{wanted}', so the SAE belongs to another base model; "
-                       f"blocks it has: {', '.join(near)}")
-    return unet.get_submodule(path)
+    names = hookpoints(unet) | (cross_attentions(unet) if any(map(is_attention, wanted)) else {})
+    known = names | {path: path for path in names.values()}
+    for name in map(normalise, wanted):
+        if name not in known:
+            kind = [other for other in names if is_attention(other) == is_attention(name)] or list(names)
+            near = difflib.get_close_matches(name, kind, n=3, cutoff=0) or kind
+            raise SaeError(f"this model has no block '{name}', so the SAE belongs to another base model; "
+                           f"blocks it has: {', '.join(near)}")
+    return [known[normalise(name)] for name in wanted]
 
 
-def width(block: nn.Module) -> int:
-    """Channels of a cross-attention block's output, the d_in of its SAE."""
-    return block.proj_out.weight.shape[0]
+def find(unet: nn.Module, hookpoint: str) -> nn.Module:
+    """The place's module.
+
+    Raises SaeError as `paths` does.
+    """
+    return unet.get_submodule(paths(unet, [hookpoint])[0])
+
+
+def attention_key(path: str) -> tuple[str, int, int]:
+    """How ComfyUI and Forge call the cross-attention of an ldm path in what they hand to attention patches.
+
+    >>> attention_key("output_blocks.4.1.transformer_blocks.0.attn2")
+    ('output', 4, 0)
+    """
+    kind, number, *_, index, _ = path.split(".")
+    return kind.partition("_")[0], 0 if kind == "middle_block" else int(number), int(index)
+
+
+def width(module: nn.Module) -> int:
+    """Channels of a place's output, the d_in of its SAE."""
+    layer = module.to_out[0] if hasattr(module, "to_out") else module.proj_out
+    return getattr(layer, "out_features", None) or layer.weight.shape[0]

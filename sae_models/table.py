@@ -1,7 +1,9 @@
 """Concept files: the rows of a few concepts, in the format of an SAE; a concept takes kilobytes, and is shared alone.
 
 A concept file is an SAE whose every latent belongs to a named concept; it is loaded, listed and erased like any other.
+Its concepts may have latents at several places of the model.
 """
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -10,15 +12,19 @@ import torch
 
 from .concepts import Concept
 from .errors import SaeError
-from .formats import Header, Rows, read_header, read_rows, write
+from .formats import Header, Part, Rows, Weights, read_headers, read_rows_at, write, write_places
 from .sae import Sae, SaeConfig
 
 
 @dataclass(frozen=True)
 class Table:
-    """Concepts whose latents number `rows`, each row once and in order."""
+    """Concepts of one place whose latents number `rows`, each row once and in order."""
     concepts: tuple[Concept, ...]
     rows: Rows
+
+
+At = tuple[Header, Table]
+"""What a place's concepts are, and a header that says the place: base, hookpoint, residual and width."""
 
 
 def numbered(concepts: list[Concept]) -> tuple[Concept, ...]:
@@ -29,61 +35,118 @@ def numbered(concepts: list[Concept]) -> tuple[Concept, ...]:
 
 
 def read_table(path: Path, header: Header, concepts: list[Concept]) -> Table:
-    """Some concepts of a file.
+    """Some concepts at one place of a file.
 
     Raises SaeError as `read_rows` does.
     """
-    return Table(numbered(concepts), read_rows(path, header, concepts))
+    return read_tables(path, [(header, concepts)])[0][1]
+
+
+def read_tables(path: Path, wanted: Sequence[tuple[Header, list[Concept]]]) -> list[At]:
+    """Some concepts at several places of a file.
+
+    Raises SaeError as `read_rows` does.
+    """
+    rows = read_rows_at(path, wanted)
+    return [(header, Table(numbered(concepts), part)) for (header, concepts), part in zip(wanted, rows, strict=True)]
+
+
+def without(table: Table, names: Collection[str]) -> Table:
+    """The table without the concepts of these names, which are in lower case."""
+    kept = [concept for concept in table.concepts if concept.name.casefold() not in names]
+    index = [latent for concept in kept for latent in concept.latents]
+    rows = table.rows
+    return Table(numbered(kept), Rows(rows.W_enc[index], rows.bias[index], rows.W_dec[index],
+                                      rows.statistics.select(index)))
+
+
+def only(table: Table, name: str) -> Table:
+    """The table with the concept of this name alone."""
+    return without(table, _names(table) - {name.casefold()})
+
+
+def measured(table: Table, shares: Mapping[str, float]) -> Table:
+    """The table with what was measured of its concepts."""
+    return replace(table, concepts=tuple(replace(concept, measured=dict(shares)) for concept in table.concepts))
 
 
 def merged(first: Table, second: Table) -> Table:
     """The concepts of both; of two with one name, the second."""
-    names = {concept.name.casefold() for concept in second.concepts}
-    kept = [concept for concept in first.concepts if concept.name.casefold() not in names]
-    index = [latent for concept in kept for latent in concept.latents]
+    first = without(first, _names(second))
     one, two = first.rows, second.rows
-    rows = Rows(*(torch.cat([getattr(one, name)[index], getattr(two, name)]) for name in ("W_enc", "bias", "W_dec")),
-                one.statistics.select(index).joined(two.statistics))
-    return Table(numbered([*kept, *second.concepts]), rows)
+    rows = Rows(*(torch.cat([getattr(one, name), getattr(two, name)]) for name in ("W_enc", "bias", "W_dec")),
+                one.statistics.joined(two.statistics))
+    return Table(numbered([*first.concepts, *second.concepts]), rows)
 
 
-def is_concept_file(header: Header) -> bool:
-    return sum(len(concept.latents) for concept in header.concepts) == header.config.d_sae
+def _names(table: Table) -> set[str]:
+    return {concept.name.casefold() for concept in table.concepts}
 
 
-def add(path: Path, like: Header, table: Table) -> None:
-    """Write a concept file, or add the concepts to the one that is there; those of the same name are replaced.
+def is_concept_file(headers: Sequence[Header]) -> bool:
+    return all(len(header.latents) == header.config.d_sae for header in headers)
 
-    like: says base, hookpoint and kind of the SAE they come from. Raises SaeError when the file is a whole SAE, or has
-    concepts of another base model or block.
+
+def add(path: Path, parts: Sequence[At]) -> None:
+    """Write a concept file, or add the concepts to the one that is there; those of the same name are replaced, at all
+    places.
+
+    A file of one place is written in fp32, one of several in fp16. Raises SaeError when the file is a whole SAE, has
+    concepts of another base model, or another SAE at the same place.
     """
-    if path.exists():
-        header = check_same_place(path, like)
-        table = merged(read_table(path, header, list(header.concepts)), table)
-    count, d_in = table.rows.W_enc.shape
-    header = replace(like, config=SaeConfig(d_in, count, count), concepts=table.concepts, training=None)
-    write(path, _as_sae(table.rows, header.config), header, table.rows.statistics)
+    there = check_addable(path, [header for header, _ in parts])
+    new = set().union(*(_names(table) for _, table in parts))
+    tables = read_tables(path, [(header, list(header.concepts)) for header in there]) if there else []
+    joined = {header.hookpoint: (header, without(table, new)) for header, table in tables}
+    for like, table in parts:
+        header, before = joined.get(like.hookpoint, (like, None))
+        joined[like.hookpoint] = (header, merged(before, table) if before else table)
+    _write(path, [part for part in joined.values() if part[1].concepts])
 
 
-def check_same_place(path: Path, like: Header) -> Header | None:
-    """The header of the concept file that is there, None where there is none.
+def check_addable(path: Path, likes: Sequence[Header]) -> tuple[Header, ...]:
+    """The headers of the concept file that is there, none where there is none; likes: of what is to be added.
 
     Raises SaeError as `add` does.
     """
-    if not path.exists():
-        return None
-    header = read_header(path)
-    if not is_concept_file(header):
+    there = read_headers(path) if path.exists() else ()
+    if there and not is_concept_file(there):
         raise SaeError(f"{path.name} in {path.parent} is a whole SAE, not a concept file: choose another name")
-    mine, theirs = ((h.base, h.hookpoint, h.residual, h.config.d_in) for h in (like, header))
-    if mine != theirs:
-        raise SaeError(f"{path.name} has concepts for {theirs[0]} at {theirs[1]} (width {theirs[3]}), and these are "
-                       f"for {mine[0]} at {mine[1]} (width {mine[3]}): choose another name")
-    return header
+    for mine in likes:
+        for theirs in there:
+            if mine.base != theirs.base or (mine.hookpoint == theirs.hookpoint and _kind(mine) != _kind(theirs)):
+                raise SaeError(f"{path.name} has concepts for {_said(theirs)}, and these are for {_said(mine)}: "
+                               f"choose another name")
+    if len({header.hookpoint for header in (*there, *likes)}) > 1 and not all(h.hookpoint for h in (*there, *likes)):
+        raise SaeError(f"{path.name} cannot have concepts of several blocks when one of them is not known: choose "
+                       f"another name, or write the block into 'hookpoint'")
+    return there
+
+
+def _kind(header: Header) -> tuple[bool, int]:
+    return header.residual, header.config.d_in
+
+
+def _said(header: Header) -> str:
+    change = ", residual" if header.residual else ""
+    return f"{header.base} at {header.hookpoint} (width {header.config.d_in}{change})"
+
+
+def _write(path: Path, parts: Sequence[At]) -> None:
+    described = [replace(header, config=SaeConfig(header.config.d_in, len(table.rows.bias), len(table.rows.bias)),
+                         concepts=table.concepts, training=None) for header, table in parts]
+    if len(parts) == 1:
+        rows = parts[0][1].rows
+        return write(path, _as_sae(rows, described[0].config), described[0], rows.statistics)
+    write_places(path, [Part(header, _weights(table.rows), table.rows.statistics)
+                        for header, (_, table) in zip(described, parts, strict=True)], torch.float16)
+
+
+def _weights(rows: Rows) -> Weights:
+    return Weights(rows.W_enc, rows.bias, rows.W_dec, torch.zeros(rows.W_enc.shape[1]))
 
 
 def _as_sae(rows: Rows, config: SaeConfig) -> Sae:
     sae = Sae(config)
-    sae.load_state_dict({"encoder.weight": rows.W_enc, "encoder.bias": rows.bias, "W_dec": rows.W_dec,
-                         "b_dec": torch.zeros(config.d_in)})
+    sae.load_state_dict(dict(zip(("encoder.weight", "encoder.bias", "W_dec", "b_dec"), _weights(rows), strict=True)))
     return sae

@@ -4,7 +4,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from sae_models import SaeError, read_header
+from sae_models import SaeError
 from sae_models.adapter import LoadedSae
 
 FOLDER = "sae"
@@ -29,8 +29,7 @@ def load(models: Path, name: str) -> LoadedSae:
     if name not in names(models):
         raise SaeError(f"there is no SAE '{name}' in {models / FOLDER}: put the file there and press the refresh "
                        f"button")
-    path = models / FOLDER / name
-    return LoadedSae(name, path, read_header(path))
+    return LoadedSae.read(name, models / FOLDER / name)
 
 
 def short_hash(path: Path) -> str:

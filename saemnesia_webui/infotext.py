@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sae_models import Choice, parse
+from sae_models import Actuator, Choice, parse
 from sae_models.concepts import format_choices
 
 from . import files
@@ -44,7 +44,7 @@ def write(params: MutableMapping[str, Any], job: Job) -> None:
 
 
 def _with_strengths(job: Job) -> list[Choice]:
-    usual = job.edit.actuator.default_strength
+    usual = Actuator(job.settings.actuator).default_strength
     return [Choice(c.name, usual if c.strength is None else c.strength) for c in parse(job.settings.concepts)]
 
 

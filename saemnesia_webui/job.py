@@ -1,4 +1,5 @@
 """One generation's erasure: what is asked, what is wrong with it, and what has happened so far."""
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sae_models import Actuator, Edit, Erasure, SaeError, hookpoint
-from sae_models.adapter import CONDITIONAL_ONLY, LoadedSae, Tally, build_edit, fitting_block
+from sae_models.adapter import CONDITIONAL_ONLY, Block, LoadedSae, Tally, build_edits, fitting_blocks, shown
 
 from . import files
 from .model import NoiseLevels, family_of, noise_levels, unet_of
@@ -23,22 +24,25 @@ def as_sentence(error: Exception) -> SaeError:
 
 @dataclass
 class Fitted:
-    """An edit on one loaded model."""
+    """Edits on one loaded model: the module and the erasure of each place, and how the host calls an attention."""
     unet: nn.Module
-    block: nn.Module
+    modules: dict[Block, nn.Module]
     levels: NoiseLevels
-    erasure: Erasure
+    erasures: dict[Block, Erasure]
+    attentions: dict[tuple[str, int, int], Block]
 
 
 @dataclass
 class Job:
-    """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked."""
+    """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked;
+    `ran`: places that the last model call came to."""
     settings: Settings
     sae: LoadedSae | None = None
-    edit: Edit | None = None
+    edits: Sequence[tuple[Block, Edit]] = ()
     error: SaeError | None = None
     fitted: Fitted | None = None
     tally: Tally = field(default_factory=Tally)
+    ran: set[Block] = field(default_factory=set)
     pending: bool = False
     skipped: bool = False
 
@@ -49,9 +53,9 @@ class Job:
         Raises SaeError for an SAE that cannot be read, an unknown concept or a strength out of range.
         """
         sae = files.load(models, settings.sae).at(settings.hookpoint)
-        edit = build_edit(sae, settings.concepts, Actuator(settings.actuator),
-                          conditional_only=settings.apply_to == CONDITIONAL_ONLY)
-        return cls(settings, sae, edit)
+        edits = build_edits(sae, settings.concepts, Actuator(settings.actuator),
+                            conditional_only=settings.apply_to == CONDITIONAL_ONLY)
+        return cls(settings, sae, edits)
 
     def begin(self) -> None:
         """A batch starts: what was counted before was another one."""
@@ -72,20 +76,26 @@ class Job:
         self.error = self.error or as_sentence(error)
 
     def not_run(self) -> SaeError:
-        return SaeError(NOTHING.format(block=self.sae.header.hookpoint if self.sae else "of the SAE"))
+        """What to say when a place of the SAE did not run in the last model call."""
+        blocks = [block for block, _ in self.edits]
+        missing = [block.hookpoint for block in blocks if self.pending or block not in self.ran]
+        return SaeError(NOTHING.format(block=shown(missing) or "of the SAE"))
 
     def _fit(self, sd_model: Any) -> Fitted:
         """The edit on this model: cheap, so done at every evaluation, because hosts swap models while sampling."""
         unet = unet_of(sd_model)
         bare = getattr(unet, "_orig_mod", unet)
-        family = family_of(hookpoint.find(bare, self.sae.header.hookpoint))
-        block = fitting_block(bare, self.sae, family)
-        if self.fitted and self.fitted.unet is unet and self.fitted.block is block:
+        family = family_of(hookpoint.find(bare, self.sae.headers[0].hookpoint))
+        paths = fitting_blocks(bare, self.sae, family)
+        modules = {block: bare.get_submodule(paths[block]) for block, _ in self.edits}
+        if self.fitted and self.fitted.unet is unet and self.fitted.modules == modules:
             return self.fitted
         levels = noise_levels(sd_model)
-        edit = replace(self.edit, start_sigma=levels.at_share(self.settings.start),
-                       end_sigma=levels.at_share(self.settings.end))
-        return Fitted(unet, block, levels, Erasure([edit], residual=self.sae.header.residual))
+        window = {"start_sigma": levels.at_share(self.settings.start), "end_sigma": levels.at_share(self.settings.end)}
+        erasures = {block: Erasure([replace(edit, **window)], residual=block.residual) for block, edit in self.edits}
+        attentions = {hookpoint.attention_key(paths[block]): block for block, _ in self.edits
+                      if hookpoint.is_attention(block.hookpoint)}
+        return Fitted(unet, modules, levels, erasures, attentions)
 
     def verdict(self) -> SaeError | None:
         """After sampling: why the picture must not be shown as erased, or None."""
@@ -98,4 +108,4 @@ class Job:
         return self.error is None and self.tally.model_calls > 0
 
     def summary(self) -> str:
-        return self.tally.summary(self.sae.block, list(self.edit.names))
+        return self.tally.summary({block: edit.names for block, edit in self.edits})

@@ -26,9 +26,10 @@ def unet_of(sd_model: Any) -> nn.Module:
     return unet
 
 
-def family_of(block: nn.Module) -> str:
-    """"sd15", "sd20", "sdxl" or "sdxlrefiner" by the text a cross-attention block reads, "" when that is not known."""
-    to_k = block.transformer_blocks[0].attn2.to_k
+def family_of(module: nn.Module) -> str:
+    """"sd15", "sd20", "sdxl" or "sdxlrefiner" by the text that a cross-attention or its block reads, "" when that is
+    not known."""
+    to_k = module.to_k if hasattr(module, "to_k") else module.transformer_blocks[0].attn2.to_k
     width = getattr(to_k, "in_features", None) or to_k.weight.shape[-1]
     return FAMILIES.get(width, "")
 

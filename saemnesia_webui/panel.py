@@ -85,12 +85,12 @@ def concept_list(models: Path, name: str | None) -> str:
     if not name:
         return _message(f"Put an SAE into {models / files.FOLDER} and press {REFRESH}.")
     try:
-        header = files.load(models, name).header
+        concepts = files.load(models, name).concepts
     except SaeError as error:
         return _message(str(error))
-    if not header.concepts:
+    if not concepts:
         return _message(f"{name} has no concept names: write a latent's number such as #12.")
-    groups = (_group(title, [c for c in header.concepts if (c.kind if c.kind in HEADINGS else "") == kind])
+    groups = (_group(title, [c for c in concepts if (c.kind if c.kind in HEADINGS else "") == kind])
               for kind, title in HEADINGS.items())
     return (f'<div class="saemnesia-bar"><input type="text" class="saemnesia-search" placeholder="Search concepts" '
             f'aria-label="Search concepts"><span class="saemnesia-count" role="status"></span>'

@@ -21,14 +21,12 @@ def add(app: FastAPI, models: Path, logins: str | None) -> None:
         return {"saes": files.names(models)}
 
     def concepts(sae: str) -> dict[str, Any]:
-        """{hookpoint, base, hash, concepts: [{name, kind, description}]}, or 400 with a sentence."""
+        """{base, hookpoint, places, hash, concepts: [{name, kind, description, measured}]}, or 400 with a sentence."""
         try:
             found = files.load(models, sae)
         except SaeError as error:
             raise HTTPException(400, str(error)) from error
-        listed = [{"name": c.name, "kind": c.kind, "description": c.description} for c in found.header.concepts]
-        return {"hookpoint": found.header.hookpoint, "base": found.header.base,
-                "hash": files.short_hash(found.path), "concepts": listed}
+        return found.listed() | {"hash": files.short_hash(found.path)}
     app.add_api_route("/saemnesia/saes", saes, methods=["GET"], dependencies=guard)
     app.add_api_route("/saemnesia/concepts", concepts, methods=["GET"], dependencies=guard)
 

@@ -9,12 +9,16 @@ import torch
 
 from benchmarks.minicanvas import models, text
 from benchmarks.minicanvas.harness import save_atomically
-from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
+from sae_models import Concept, Header, Rows, Sae, SaeConfig, Statistics, write
+from sae_models.concepts import NEVER
+from sae_models.table import Table, add
 
 from comfy.cldm.cldm import ControlNet  # isort: skip  (models puts ComfyUI on the path)
 
 NAME = "saemnesia-test.safetensors"
 HOOKPOINT = "up_blocks.0.attentions.1"
+BLOCKS = ("down_blocks.1.attentions.0", "up_blocks.0.attentions.0", HOOKPOINT)
+ATTENTIONS = tuple(f"{block}.transformer_blocks.0.attn2" for block in BLOCKS)
 FIRING, SILENT = ("cat", "dog", "noto style"), ("rocket", "contrast style")
 
 
@@ -49,3 +53,22 @@ def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str
     statistics = Statistics((0.1, 10.0), thresholds, torch.ones(len(concepts), 2))
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, Sae(config), Header(config, hookpoint, base, False, concepts), statistics)
+
+
+def write_places(path: Path, widths: dict[str, int] | None = None, base: str = "sd15") -> None:
+    """A concept file with neurons at several places ({hookpoint: width}): at every cross-attention of the checkpoint's
+    UNet unless they are given. "noto style" is only at the first."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for number, (hookpoint, width) in enumerate((widths or dict.fromkeys(ATTENTIONS, 320)).items()):
+        names = [name for name in (*FIRING, *SILENT) if number == 0 or name != "noto style"]
+        count = len(names)
+        thresholds = torch.tensor([[NEVER if name in SILENT else 0.0] for name in names])
+        rows = Rows(torch.randn(count, width, generator=generator) / width ** 0.5, torch.zeros(count),
+                    torch.randn(count, width, generator=generator) / width ** 0.5,
+                    Statistics((1.0,), thresholds, torch.ones(count, 1)))
+        concepts = tuple(Concept(name, (i,), "style" if "style" in name else "object")
+                         for i, name in enumerate(names))
+        parts.append((Header(SaeConfig(width, count, count), hookpoint, base), Table(concepts, rows)))
+    path.unlink(missing_ok=True)
+    add(path, parts)

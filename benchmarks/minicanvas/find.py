@@ -2,8 +2,8 @@
 
     make bench-find
 
-The node paints some pictures with each concept and as many with the other objects and styles, fits a neuron to them and
-writes a concept file; with that file the concept is erased and judged as in `bench`.
+The node paints some pictures with each concept and as many with the other objects and styles, fits neurons to them at
+every cross-attention and writes a concept file; with that file the concept is erased and judged as in `bench`.
 """
 import argparse
 import json
@@ -29,10 +29,9 @@ def find_graph(concept: str, pictures: int) -> Graph:
     own = [line for line in lines if line.split(" = ")[0] == concept]
     return {
         "checkpoint": bench.node("CheckpointLoaderSimple", ckpt_name=NAME),
-        "sae": bench.node("SAEmnesiaLoadSAE", sae_name=NAME, hookpoint=""),
-        "find": bench.node("SAEmnesiaFindConcept", model=["checkpoint", 0], clip=["checkpoint", 1], sae=["sae", 0],
+        "find": bench.node("SAEmnesiaFindConcept", model=["checkpoint", 0], clip=["checkpoint", 1],
                            name=FILE, concepts=own[0], contrast="\n".join(line for line in lines if line not in own),
-                           prompts="{object}, {style}", how="a neuron of its own", neurons=1, pictures=pictures,
+                           prompts="{object}, {style}", how="a neuron of its own", neurons=0, pictures=pictures,
                            at_once=min(16, pictures), width=CANVAS_PX, height=CANVAS_PX, steps=bench.STEPS,
                            cfg=bench.CFG, seed=0),
     }

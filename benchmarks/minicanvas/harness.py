@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sae_models.learning.sparse import bfloat16_is_fast
+
 
 @dataclass
 class TrainConfig:
@@ -34,11 +36,6 @@ class TrainConfig:
         done = torch.tensor(step / self.steps).clamp(0, 1)
         cosine = 0.05 + 0.95 * float(0.5 * (1 + torch.cos(done * torch.pi)))
         return self.lr * cosine * min(1.0, (step + 1) / self.warmup)
-
-
-def bf16_is_fast(device: str) -> bool:
-    """Whether `device` computes in bfloat16; a CPU without the instructions is a hundred times slower at it."""
-    return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def save_atomically(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -105,7 +102,7 @@ class Run:
         began, first, saved, losses = time.time(), self.step, time.time(), []
         while self.step < self.config.steps:
             generator = torch.Generator().manual_seed(self.step)
-            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=bf16_is_fast(self.device)):
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=bfloat16_is_fast(self.device)):
                 loss = loss_fn(self.model, generator)
             self._update(loss)
             losses.append(loss.item())

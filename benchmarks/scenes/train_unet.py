@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..minicanvas.harness import Run, TrainConfig, bf16_is_fast, save_atomically
+from sae_models.learning.sparse import bfloat16_is_fast
+
+from ..minicanvas.harness import Run, TrainConfig, save_atomically
 from ..minicanvas.models import new_vae
 from ..minicanvas.train_unet import MIN_SNR_GAMMA, alphas_cumprod, decode, save_grid
 from .canvas import Scene, random_pictures, random_scene
@@ -18,6 +20,8 @@ from .models import new_unet
 from .text import TEMPLATES, contexts, prompt
 
 NOTHING_SAID, NO_OBJECTS, NO_STYLE, NO_GROUND = 0.08, 0.1, 0.12, 0.12
+MEET_EVERY = 40
+"""Steps between two meetings of processes that train together."""
 LOOK = ("a cat and a castle, noto style, on a blue ground", "a rose, mono style, on a striped ground",
         "a frog, twemoji style, on a dotted ground", "a key and a house, contrast style, on a yellow ground",
         "a penguin and a banana, fluent style, on a white ground", "a dog, noto style, on a dotted ground",
@@ -87,7 +91,7 @@ def sample(unet: nn.Module, context: torch.Tensor, empty: torch.Tensor, seed: in
     both = torch.cat([context, empty.expand_as(context)]).to(device)
     times = torch.linspace(999, 0, steps + 1).long().tolist()
     for now, then in pairwise(times):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16_is_fast(device)):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16_is_fast(device)):
             at = torch.full((len(both),), now, device=device)
             eps, eps_empty = unet(torch.cat([x, x]), at, both).float().chunk(2)
         eps = eps_empty + guidance * (eps - eps_empty)
@@ -114,6 +118,15 @@ def widen(unet: nn.Module, old: dict[str, torch.Tensor]) -> None:
             nn.init.zeros_(module.to_out[0].weight)
 
 
+@torch.no_grad()
+def meet(params: dict[str, torch.Tensor], mine: Path, theirs: Path) -> None:
+    """Local SGD: leave these weights for the other process, and go half way to those it left last."""
+    save_atomically({name: value.detach() for name, value in params.items()}, mine)
+    if theirs.exists():
+        for name, value in load_file(theirs).items():
+            params[name].lerp_(value.to(params[name]), 0.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for unet.safetensors and checkpoints")
@@ -126,8 +139,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the pool")
     parser.add_argument("--look-every", type=int, default=250)
     parser.add_argument("--init", type=Path, help="start from the weights of this file")
+    parser.add_argument("--peer", type=Path, help="--out of another process of this script, to average with")
+    parser.add_argument("--lane", type=int, default=0, help="another number, other noise: for processes that average")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     vae = new_vae()
     vae.load_state_dict({k: v.float() for k, v in load_file(options.vae).items()})
     vae.float().requires_grad_(False)
@@ -146,7 +164,12 @@ def main() -> None:
         latents = sample(unet, words, empty, seed=0, device=options.device)
         save_grid(decode(vae, latents), len(LOOK), options.out / f"unet-{run.step:06d}.png")
         run.swap_back()
-    run.train(batches.loss, report, report_every=options.look_every)
+
+    def loss(unet: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        if options.peer and run.step % MEET_EVERY == 0:
+            meet(run.params, config.folder / "left.safetensors", options.peer / "unet-run" / "left.safetensors")
+        return batches.loss(unet, generator.manual_seed(run.step + 1_000_003 * options.lane))
+    run.train(loss, report, report_every=options.look_every)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@
 Only safetensors and JSON are read here; what is published as a pickle is made one by `python -m sae_models.convert`.
 """
 from .header import Header, Rows
-from .ours import write
-from .reading import read_header, read_rows, read_sae, read_statistics
+from .layouts import Weights
+from .ours import Part, write, write_places
+from .reading import only, read_header, read_headers, read_rows, read_rows_at, read_sae, read_statistics
 
-__all__ = ["Header", "Rows", "read_header", "read_rows", "read_sae", "read_statistics", "write"]
+__all__ = ["Header", "Part", "Rows", "Weights", "only", "read_header", "read_headers", "read_rows", "read_rows_at",
+           "read_sae", "read_statistics", "write", "write_places"]

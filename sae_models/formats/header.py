@@ -10,7 +10,7 @@ from ..sae import SaeConfig
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself without its big tensors being read.
+    """What a file says of one place's SAE without its big tensors being read.
 
     base: family of the base model ("sd15", "sdxl", ...; "" = not said); hookpoint: diffusers name ("" = not said);
     residual: encodes output minus input of the block; training: a summary to show.
@@ -21,6 +21,11 @@ class Header:
     residual: bool = False
     concepts: tuple[Concept, ...] = ()
     training: dict[str, Any] | None = None
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """Those of all concepts, in order."""
+        return tuple(latent for concept in self.concepts for latent in concept.latents)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A row is d_in numbers side by side. Where a library stores a matrix turned, it i
 get into memory, but they lie a row apart, so the disk reads most of that matrix. For one latent of 20480 of width 1280
 (210 MB, fp32): 1 ms by row, 20 ms by column, 26 and 104 ms when the file was not in the system's cache.
 """
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,26 +41,69 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 class _Described(NamedTuple):
-    """A file's header, and how its weights are to be read."""
+    """The SAE of one place: its header, and how its weights are to be read.
+
+    start: its first row in the tensors; centre: its row of b_dec, None where that is no table; statistics: its first
+    row in the statistics, None where it has none.
+    """
     header: Header
     layout: Layout
     convention: Convention
+    start: int = 0
+    centre: int | None = None
+    statistics: int | None = None
 
 
-def _describe(file: Any, path: Path) -> _Described:
-    metadata = (file.metadata() or {}).get(ours.METADATA_KEY)
+def _describe(file: Any, path: Path) -> list[_Described]:
+    """The SAEs of all places of a file, at least one."""
+    text = (file.metadata() or {}).get(ours.METADATA_KEY)
+    data = ours.load(text, path.name) if text else None
+    if data and data["format"] == ours.SEVERAL_PLACES:
+        return _describe_places(file, data, path)
     layout = layout_of(file.keys(), path.name)
     d_sae, d_in = _checked_shapes(file, path, layout)
-    if metadata and layout is OURS:
-        header = ours.parse(metadata, d_sae, d_in, path.name)
-        _check_statistics(file, header, path)
-        return _Described(header, layout, Convention(header.config.k))
+    if data and layout is OURS:
+        header = ours.parse(data, d_sae, d_in, path.name)
+        _check_statistics(file, [header], path)
+        return [_Described(header, layout, Convention(header.config.k), statistics=0 if header.concepts else None)]
     said = convention_of(layout, path)
     try:
         config = SaeConfig(d_in, d_sae, said.k)
     except SaeError as error:
         raise SaeError(f"{layout.sidecar} in {path.parent} does not fit {path.name}: {error}") from error
-    return _Described(Header(config, said.hookpoint, said.base, said.residual), layout, said)
+    return [_Described(Header(config, said.hookpoint, said.base, said.residual), layout, said)]
+
+
+def _describe_places(file: Any, data: Mapping[str, Any], path: Path) -> list[_Described]:
+    headers = ours.parse_places(data, path.name)
+    for width in {header.config.d_in for header in headers}:
+        _check_places(file, [header.config for header in headers if header.config.d_in == width], path)
+    _check_statistics(file, headers, path)
+    described, starts, places, statistics = [], Counter(), Counter(), 0
+    for header in headers:
+        d_in, d_sae = header.config.d_in, header.config.d_sae
+        described.append(_Described(header, ours.layout_at(d_in), Convention(header.config.k), starts[d_in],
+                                    places[d_in], statistics if header.concepts else None))
+        starts[d_in] += d_sae
+        places[d_in] += 1
+        statistics += len(header.latents)
+    return described
+
+
+def _check_places(file: Any, configs: Sequence[SaeConfig], path: Path) -> None:
+    """Raise SaeError unless the tensors have the rows of all places of one width."""
+    rows, width = sum(config.d_sae for config in configs), configs[0].d_in
+    W_enc, b_enc, W_dec, b_dec = ours.layout_at(width).names
+    shapes = {W_enc: (rows, width), b_enc: (rows,), W_dec: (rows, width)}
+    shapes |= {b_dec: (len(configs), width)} if b_dec in file.keys() else {}  # noqa: SIM118
+    for name, wanted in shapes.items():
+        _check_shape(file, path, name, wanted)
+
+
+def _check_shape(file: Any, path: Path, name: str, wanted: tuple[int, ...]) -> None:
+    found = list(file.get_slice(name).get_shape()) if name in file.keys() else None  # noqa: SIM118
+    if found != list(wanted):
+        raise SaeError(f"{path.name} is damaged: expected {name} of shape {list(wanted)}, got {found or 'none'}")
 
 
 def _checked_shapes(file: Any, path: Path, layout: Layout) -> tuple[int, int]:
@@ -73,67 +117,120 @@ def _checked_shapes(file: Any, path: Path, layout: Layout) -> tuple[int, int]:
     return d_sae, d_in
 
 
-def _check_statistics(file: Any, header: Header, path: Path) -> None:
-    latents = [latent for concept in header.concepts for latent in concept.latents]
-    if not latents:
+def _check_statistics(file: Any, headers: Sequence[Header], path: Path) -> None:
+    count = sum(len(header.latents) for header in headers)
+    if not count:
         return
-    if max(latents) >= header.config.d_sae:
-        raise SaeError(f"{path.name} is damaged: a concept has latent {max(latents)} of {header.config.d_sae}")
+    for header in headers:
+        if max(header.latents, default=0) >= header.config.d_sae:
+            raise SaeError(f"{path.name} is damaged: a concept has latent {max(header.latents)} of "
+                           f"{header.config.d_sae}")
     for name in ours.STATISTICS:
         if name not in file.keys():  # noqa: SIM118
             raise SaeError(f"{path.name} is damaged: it names concepts but has no {name}")
     sigmas, *tables = (tuple(file.get_slice(name).get_shape()) for name in ours.STATISTICS)
-    if len(sigmas) != 1 or not sigmas[0] or any(table != (len(latents), *sigmas) for table in tables):
-        raise SaeError(f"{path.name} is damaged: its statistics are not of {len(latents)} latents")
+    if len(sigmas) != 1 or not sigmas[0] or any(table != (count, *sigmas) for table in tables):
+        raise SaeError(f"{path.name} is damaged: its statistics are not of {count} latents")
 
 
-def read_header(path: str | Path) -> Header:
-    """Read what a file says of itself: milliseconds, whatever its size.
+def read_headers(path: str | Path) -> tuple[Header, ...]:
+    """Read what a file says of itself, one header a place: milliseconds, whatever its size.
 
     Raises SaeError for a missing, damaged or foreign file, a pickle, and a format newer than this code.
     """
     path = Path(path)
     with _open(path) as file:
-        return _describe(file, path).header
+        return tuple(described.header for described in _describe(file, path))
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a file of one place.
+
+    Raises SaeError as `read_headers` does, and for a file of several places.
+    """
+    return only(read_headers(path), Path(path).name)
+
+
+def only(found: Sequence[Any], name: str) -> Any:
+    """The one element; `name` names the file in the error.
+
+    Raises SaeError when there are several.
+    """
+    if len(found) > 1:
+        raise SaeError(f"{name} has concepts at {len(found)} places of the model, and here an SAE of one block is "
+                       f"needed: choose another file")
+    return found[0]
 
 
 def read_rows(path: str | Path, header: Header, concepts: list[Concept]) -> Rows:
-    """Read the rows of some concepts' latents as fp32: a few kilobytes of the file.
+    """Read the rows of some concepts' latents at the header's place as fp32: a few kilobytes of the file.
 
     Raises SaeError when a number in them is not finite.
     """
+    return read_rows_at(path, [(header, concepts)])[0]
+
+
+def read_rows_at(path: str | Path, wanted: Sequence[tuple[Header, list[Concept]]]) -> list[Rows]:
+    """The same for several places, with the file opened once."""
     path = Path(path)
-    latents = [latent for concept in concepts for latent in concept.latents]
     with _open(path) as file:
-        weights = _weights(file, _describe(file, path), latents)
-        statistics = _read_statistics(file, header, concepts, path.name)
+        described = _describe(file, path)
+        return [_read_rows(file, _at(described, header, path.name), header, concepts, path.name)
+                for header, concepts in wanted]
+
+
+def _at(described: Sequence[_Described], header: Header, name: str) -> _Described:
+    """The SAE of the header's place; the only one whatever it is called, because a file need not say its place."""
+    found = [one for one in described if len(described) == 1 or one.header.hookpoint == header.hookpoint]
+    if not found:
+        raise SaeError(f"{name} has changed: it has no block {header.hookpoint} any more, load it again")
+    return found[0]
+
+
+def _read_rows(file: Any, described: _Described, header: Header, concepts: list[Concept], name: str) -> Rows:
+    weights = _weights(file, described, [latent for concept in concepts for latent in concept.latents])
+    statistics = _read_statistics(file, described, header, concepts, name)
     bias = weights.b_enc - weights.W_enc @ weights.b_dec
-    for name, tensor in (("weights", weights.W_enc), ("weights", weights.W_dec), ("biases", bias),
+    for what, tensor in (("weights", weights.W_enc), ("weights", weights.W_dec), ("biases", bias),
                          ("thresholds", statistics.thresholds), ("means", statistics.means)):
         if not tensor.isfinite().all():
-            raise SaeError(f"{path.name} has {name} that are not finite (NaN or infinite): download or train it again")
+            raise SaeError(f"{name} has {what} that are not finite (NaN or infinite): download or train it again")
     return Rows(weights.W_enc, bias, weights.W_dec, statistics)
 
 
 def _weights(file: Any, described: _Described, latents: list[int] | None = None) -> Weights:
     """Weights of some latents, or of all, as fp32 in our convention."""
+    start = described.start
+    ranges = [(start, start + described.header.config.d_sae)] if latents is None else [
+        (start + latent, start + latent + 1) for latent in latents]
+
     def of_latents(name: str) -> Tensor:
-        turned = name in described.layout.turned
-        if latents is None:
-            return file.get_tensor(name).mT.contiguous() if turned else file.get_tensor(name)
-        part = file.get_slice(name)
-        return torch.cat([part[:, i:i + 1].mT if turned else part[i:i + 1] for i in latents])
-    W_enc, b_enc, W_dec, b_dec = described.layout.names
-    parts = (of_latents(W_enc), of_latents(b_enc), of_latents(W_dec), file.get_tensor(b_dec))
+        part, turned = file.get_slice(name), name in described.layout.turned
+        pieces = [part[:, low:high].mT if turned else part[low:high] for low, high in ranges]
+        return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
+    W_enc, b_enc, W_dec, _ = described.layout.names
+    parts = (*map(of_latents, (W_enc, b_enc, W_dec)), _centre(file, described))
     return Weights(*(part.float() for part in parts)).folded(described.convention)
 
 
-def _read_statistics(file: Any, header: Header, concepts: list[Concept], name: str) -> Statistics:
+def _centre(file: Any, described: _Described) -> Tensor:
+    """b_dec [d_in]."""
+    name = described.layout.names[3]
+    if described.centre is None:
+        return file.get_tensor(name)
+    return (file.get_slice(name)[described.centre] if name in file.keys()  # noqa: SIM118
+            else torch.zeros(described.header.config.d_in))
+
+
+def _read_statistics(file: Any, described: _Described, header: Header, concepts: list[Concept],
+                     name: str) -> Statistics:
     """The statistics of `concepts` in their order; a latent chosen by number fires wherever it is positive."""
     known = [(concept, latent) for concept in header.concepts for latent in concept.latents]
-    if not known:
+    if not known or described.statistics is None:
         return Statistics.unknown(sum(len(concept.latents) for concept in concepts))
-    sigmas, *tables = (file.get_tensor(table).float() for table in ours.STATISTICS)
+    rows = slice(described.statistics, described.statistics + len(known))
+    sigmas, *tables = (file.get_tensor(ours.STATISTICS[0]).float(),
+                       *(file.get_slice(table)[rows].float() for table in ours.STATISTICS[1:]))
     if not (sigmas.isfinite() & (sigmas > 0)).all() or not (sigmas.diff() > 0).all():
         raise SaeError(f"{name} is damaged: its noise levels do not rise from above 0")
     tables[0] = torch.cat([tables[0], torch.zeros(1, len(sigmas))])
@@ -144,13 +241,13 @@ def _read_statistics(file: Any, header: Header, concepts: list[Concept], name: s
 
 
 def read_sae(path: str | Path) -> tuple[Sae, Header]:
-    """Read a whole SAE as fp32, for training and scoring.
+    """Read a whole SAE of one place as fp32, for training and scoring.
 
     Raises SaeError as `read_header` does, and for weights that are not finite.
     """
     path = Path(path)
     with _open(path) as file:
-        described = _describe(file, path)
+        described = only(_describe(file, path), path.name)
         weights = _weights(file, described)
     if not all(part.isfinite().all() for part in weights):
         raise SaeError(f"{path.name} has weights that are not finite (NaN or infinite): download or train it again")
@@ -160,6 +257,8 @@ def read_sae(path: str | Path) -> tuple[Sae, Header]:
 
 
 def read_statistics(path: str | Path, header: Header) -> Statistics:
-    """The statistics of all concepts of a file, one row a latent."""
-    with _open(Path(path)) as file:
-        return _read_statistics(file, header, list(header.concepts), Path(path).name)
+    """The statistics of all concepts at the header's place, one row a latent."""
+    path = Path(path)
+    with _open(path) as file:
+        described = _at(_describe(file, path), header, path.name)
+        return _read_statistics(file, described, header, list(header.concepts), path.name)

@@ -41,7 +41,7 @@ def find_stored() -> None:
     else:
         sae = read_sae(options.sae)[0].to(parallel.device())
         found = finding.best_neurons(sae, maps, origin.subjects, options.neurons, options.at_each_level)
-    add(options.out, replace(header, hookpoint=block, base=header.base or origin.base), found)
+    add(options.out, [(replace(header, hookpoint=block, base=header.base or origin.base), found)])
     print(f"written: {options.out} ({options.out.stat().st_size / 1000:.0f} kB), {len(found.concepts)} concepts")
 
 

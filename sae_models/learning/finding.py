@@ -19,19 +19,20 @@ from .maps import Maps
 from .prompts import Subject
 
 
-def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights()) -> Table:  # noqa: B008
-    """One new neuron for each of the first subjects; the maps' other concepts are what they are told from.
+def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(), n: int = 1) -> Table:  # noqa: B008
+    """`n` new neurons for each of the first subjects; the maps' other concepts are what they are told from.
 
-    Raises SaeError when the maps never show a subject, or always.
+    Raises SaeError when the maps never show a subject, or always, or never leave it out.
     """
     _check_contrast(maps, subjects)
-    count = len(subjects)
+    count = n * len(subjects)
     sae = Sae(SaeConfig(maps.tokens.shape[2], count, count)).to(maps.tokens.device)
-    latents = list(range(count))
+    latents = [list(range(i * n, (i + 1) * n)) for i in range(len(subjects))]
     initialise_concepts(sae, maps, latents, weights)
-    statistics = scoring.measure(sae, maps, latents)
+    owners = [i for i in range(len(subjects)) for _ in range(n)]
+    statistics = scoring.measure(sae, maps, list(range(count)), owners)
     parts = (part.detach().cpu() for part in (sae.encoder.weight, sae.encoder.bias, sae.W_dec))
-    concepts = tuple(Concept(s.name, (i,), s.kind, s.said) for i, s in enumerate(subjects))
+    concepts = tuple(Concept(s.name, tuple(own), s.kind, s.said) for s, own in zip(subjects, latents, strict=True))
     return Table(concepts, Rows(*parts, statistics))
 
 
@@ -62,6 +63,8 @@ def _check_contrast(maps: Maps, subjects: Sequence[Subject]) -> None:
         if not maps.labels[:, i].any() or said[:, i].all():
             raise SaeError(f"the pictures {'always' if maps.labels[:, i].any() else 'never'} show '{subject.name}': "
                            f"paint more of them, with prompts that say it and others that do not")
+        if not maps.unsaid.eq(i).any():
+            raise SaeError(f"no picture was compared with one that leaves '{subject.name}' out: paint more of them")
 
 
 class _Levels:

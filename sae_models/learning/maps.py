@@ -49,6 +49,11 @@ class Maps:
         moved = [getattr(self, f.name).to(device) for f in fields(self)]
         return Maps(moved[0].float(), moved[1].float(), *moved[2:])
 
+    def heard(self) -> float:
+        """How much of the tokens depends on the words left out, as a share of their square."""
+        change = (self.tokens.float() - self.without.float()).square().mean()
+        return float(change / self.tokens.float().square().mean().clamp_min(1e-12))
+
     def left(self) -> Tensor:
         """bool [n, C]: concepts that the prompt of `without` still says."""
         return self.labels.scatter(1, self.unsaid[:, None], False)

@@ -83,11 +83,13 @@ def concept_logits(sae: Sae, tokens: Tensor, latents: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def measure(sae: Sae, maps: Maps, latents: list[int], quantile: float = 0.999) -> Statistics:
-    """Threshold and mean of each concept's latent at every noise level that occurs.
+def measure(sae: Sae, maps: Maps, latents: list[int], owners: list[int] | None = None,
+            quantile: float = 0.999) -> Statistics:
+    """Threshold and mean of each latent at every noise level that occurs.
 
-    latents [C]. The threshold is what all but 1 - `quantile` of the tokens of maps without the concept stay under. A
-    level at which a concept is never (always) present takes its mean (threshold) from all levels.
+    latents [F]; owners [F]: the concept of each, unless there is one latent a concept. The threshold is what all but
+    1 - `quantile` of the tokens of maps without the concept stay under. A level at which a concept is never (always)
+    present takes its mean (threshold) from all levels.
     """
     z = torch.cat([concept_logits(sae, tokens, latents) for tokens in (maps.tokens, maps.without)]).relu()
     labels, sigmas = torch.cat([maps.labels, maps.left()]), maps.sigmas.repeat(2)
@@ -95,10 +97,10 @@ def measure(sae: Sae, maps: Maps, latents: list[int], quantile: float = 0.999) -
     thresholds, means = torch.zeros(len(latents), len(levels)), torch.zeros(len(latents), len(levels))
     for column, level in enumerate(levels):
         here = sigmas == level
-        for row in range(len(latents)):
-            present = labels[here, row]
-            absent = z[here][~present] if not present.all() else z[~labels[:, row]]
-            shown = z[here][present] if present.any() else z[labels[:, row]]
+        for row, concept in enumerate(owners or range(len(latents))):
+            present = labels[here, concept]
+            absent = z[here][~present] if not present.all() else z[~labels[:, concept]]
+            shown = z[here][present] if present.any() else z[labels[:, concept]]
             thresholds[row, column] = _quantile(absent[..., row], quantile)
             means[row, column] = shown[..., row].mean()
     return Statistics(tuple(levels.tolist()), thresholds, means)

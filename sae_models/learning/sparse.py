@@ -34,6 +34,13 @@ def code(sae: Sae, x: Tensor, half: bool = False, dead: Tensor | None = None) ->
     return Coded(*_Code.apply(x, sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec, sae, half, dead))
 
 
+def bfloat16_is_fast(device: torch.device | str) -> bool:
+    """Whether products in bfloat16 are worth it: a CPU without instructions for them is a hundred times slower."""
+    if torch.device(device).type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, half: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(logits, indices) of the k largest latents of each token, [T, k] each; and all logits [T, d_sae], with `half` in
     bfloat16. A logit is a pre-activation before the ReLU."""

@@ -26,7 +26,7 @@ from .losses import Weights
 from .maps import Maps, Window
 from .prompts import Subject
 from .shard import SaeShard
-from .sparse import Coded, code, row_products
+from .sparse import Coded, bfloat16_is_fast, code, row_products
 
 Progress = Callable[[int, dict[str, float]], None]
 METADATA_KEY = "saemnesia-training"
@@ -38,9 +38,9 @@ log = logging.getLogger("saemnesia")
 @dataclass(frozen=True)
 class TrainSettings:
     """Steps of the two stages (without the second, a concept only names its best latent; without the first, an SAE is
-    gone on from); batch: maps a step; lr: peak,
-    linear to 0 in each stage; dead_steps: a latent is dead after so many steps without firing; published: stage two as
-    SAEmnesia's authors do it, to compare with; half: choose latents in bfloat16 (their activations stay fp32)."""
+    gone on from); batch: maps a step; lr: peak, linear to 0 in each stage; dead_steps: a latent is dead after so many
+    steps without firing; published: stage two as SAEmnesia's authors do it, to compare with; half: choose latents in
+    bfloat16 (their activations stay fp32), where that is fast."""
     unsupervised_steps: int = 1500
     supervised_steps: int = 2000
     batch: int = 64
@@ -158,7 +158,7 @@ class Trainer:
             return {"published": losses.as_published(self.sae, maps, own, numbered)}
         x = maps.all_tokens()
         dead = self._dead()
-        coded = code(self.sae, x, self.settings.half, dead.nonzero()[:, 0])
+        coded = code(self.sae, x, self.settings.half and bfloat16_is_fast(x.device), dead.nonzero()[:, 0])
         self._note_fired(coded)
         any_dead = self.sae.summed(dead.sum()) > 0
         numbers = {"fvu": losses.fvu(x, coded.x_hat), "auxk": any_dead * weights.auxk * losses.auxk(x, coded)}
@@ -223,7 +223,7 @@ class Trainer:
         maps = self.window.sample(SCORED_MAPS)
         self._choose_latents(maps)
         if not self.settings.published:
-            initialise_concepts(self.sae, maps, self.latents, self.settings.weights)
+            initialise_concepts(self.sae, maps, [[latent] for latent in self.latents], self.settings.weights)
         self.optimizer = self._new_optimizer()
 
     # --- checkpoints -----------------------------------------------------------------------------------

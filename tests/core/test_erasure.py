@@ -67,11 +67,24 @@ def x() -> torch.Tensor:
     return torch.randn(4, 16, 5, 3, generator=torch.Generator().manual_seed(1))
 
 
-def test_tokens_and_maps_are_edited_alike(sae, x):
-    edit = edit_of(sae, [1, 2])
-    by_map = Erasure([edit])(x, 1.0).out
-    by_tokens = Erasure([edit])(x.flatten(2).mT.contiguous(), 1.0).out
-    assert torch.allclose(by_map.flatten(2).mT, by_tokens, atol=1e-6)
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("actuator", list(Actuator))
+def test_tokens_and_maps_are_edited_alike(sae, x, actuator, contiguous):
+    """On a map of one line, because tokens have no height for *replace* to know."""
+    x = x.flatten(2)[:, :, None]
+    edits = [edit_of(sae, [1, 2], actuator, strength=0.6, threshold=0.4), edit_of(sae, [3], conditional_only=True)]
+    rows = torch.tensor([True, False, False, True])
+    tokens = x[:, :, 0].mT.contiguous() if contiguous else x[:, :, 0].mT
+    by_map, by_tokens = (Erasure(edits)(part, 1.0, rows) for part in (x, tokens))
+    assert torch.allclose(by_map.out[:, :, 0].mT, by_tokens.out, atol=1e-6)
+    assert torch.equal(by_map.fired, by_tokens.fired) and by_map.fired.any()
+    assert by_tokens.out.stride() == tokens.stride() and not torch.equal(by_tokens.out, tokens)
+
+
+def test_outside_the_window_and_in_silence_the_very_tokens_are_given_back(sae, x):
+    tokens = x.flatten(2).mT.contiguous()
+    assert Erasure([edit_of(sae, [1], start_sigma=2.0)])(tokens, 3.0).out is tokens
+    assert Erasure([edit_of(sae, [1], threshold=1e6)])(tokens, 3.0).out is tokens
 
 
 def test_a_threshold_leaves_weaker_tokens_alone(sae, x):

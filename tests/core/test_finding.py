@@ -1,7 +1,8 @@
 """Finding a concept, on tokens made from known directions."""
 import pytest
 import torch
-from test_training import CONCEPTS, D_IN, SUBJECTS, directions, make_maps, trainer
+from made_maps import CONCEPTS, D_IN, SUBJECTS, directions, make_maps
+from test_training import trainer
 
 from sae_models.errors import SaeError
 from sae_models.learning.finding import best_neurons, own_neurons
@@ -28,6 +29,26 @@ def test_its_own_neuron_carries_the_concept_and_is_silent_elsewhere():
     left = (erased - maps.without)[shown].pow(2).sum() / (maps.tokens - maps.without)[shown].pow(2).sum()
     assert float(left) < 0.15
     assert float(z[~maps.labels[:, 0]][..., 0].gt(0).float().mean()) < 0.01
+
+
+def two_faced(seed: int) -> Maps:
+    """The cat adds one direction to tokens that have the last direction, and another to those that have it not."""
+    world, maps = directions(), make_maps(seed)
+    own = (maps.unsaid == 0)[:, None, None]
+    face = torch.rand(*maps.tokens.shape[:2], 1, generator=torch.Generator().manual_seed(seed)) < 0.5
+    base = maps.without.float() - (maps.without.float() @ world[-1])[..., None] * world[-1] + 4.0 * face * world[-1]
+    added = torch.where(face, world[-2], world[-3]) * 3.0
+    return Maps((base + own * added).half(), base.half(), maps.unsaid * ~own[:, 0, 0] , maps.labels, maps.sigmas)
+
+
+@pytest.mark.parametrize(("neurons", "least", "most"), [(1, 0.2, 0.6), (2, 0.9, 1.0)])
+def test_what_one_direction_cannot_carry_several_neurons_do(neurons, least, most):
+    found, maps = own_neurons(two_faced(1), SUBJECTS[:1], Weights(push=0.0), neurons).rows, two_faced(2).to("cpu")
+    shown = maps.unsaid == 0
+    pre = maps.tokens @ found.W_enc.T + found.bias
+    z = torch.where(pre > found.statistics.at(1.0, found.statistics.thresholds).clamp_min(0), pre, 0)
+    left = (maps.tokens - z @ found.W_dec - maps.without)[shown].square().sum()
+    assert least <= 1 - float(left / (maps.tokens - maps.without)[shown].square().sum()) <= most
 
 
 def test_the_best_neuron_of_a_trained_sae_is_the_concepts_own(learned):

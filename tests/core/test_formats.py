@@ -1,6 +1,7 @@
 """Files: what is written is read back, a concept is read by its rows, and a bad file is one clear sentence."""
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,15 @@ def make(path, dtype=torch.float32, concepts=CONCEPTS, **header):
     described = Header(config, "unet.up_blocks.1.attentions.1", "sd15", False, concepts, {"fvu": 0.1})
     write(path, sae, described, statistics, dtype)
     return sae, statistics
+
+
+def test_what_was_measured_is_kept_and_left_out_where_there_is_nothing(tmp_path):
+    path, measured = tmp_path / "a.safetensors", replace(CONCEPTS[0], measured={"removed": 0.75, "touched": 0.0})
+    make(path, concepts=(measured, CONCEPTS[1]))
+    first, second = read_header(path).concepts
+    assert first.measured == {"removed": 0.75, "touched": 0.0} and first == measured and second.measured is None
+    assert hash(first) == hash(CONCEPTS[0]) and first != CONCEPTS[0]
+    assert path.read_bytes().count(b"measured") == 1
 
 
 def published(folder, sae, k=4):

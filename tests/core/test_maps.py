@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from test_training import make_maps
+from made_maps import make_maps
 
 from sae_models import storage
 from sae_models.errors import SaeError

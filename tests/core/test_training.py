@@ -3,42 +3,19 @@ import dataclasses
 
 import pytest
 import torch
+from made_maps import CONCEPTS, D_IN, SUBJECTS, N, directions, make_maps
 
 from sae_models.concepts import Concept
 from sae_models.errors import SaeError
 from sae_models.learning import losses
 from sae_models.learning.maps import Maps, Window
-from sae_models.learning.prompts import Subject
 from sae_models.learning.report import as_svg, evaluate
 from sae_models.learning.scoring import assign, measure, scores
 from sae_models.learning.training import Trainer, TrainSettings
 from sae_models.sae import Sae, SaeConfig, fvu
 
-D_IN, N, CONCEPTS, DIRECTIONS = 24, 6, 4, 20
 CONFIG = SaeConfig(D_IN, 48, 6)
-SUBJECTS = [Subject(name, kind, name) for name, kind in (("cat", "object"), ("dog", "object"), ("red style", "style"),
-                                                         ("blue style", "style"))]
 SETTINGS = TrainSettings(250, 250, batch=32, lr=3e-3, weights=losses.Weights(push=0.0))
-
-
-def directions() -> torch.Tensor:
-    """Unit directions [DIRECTIONS, D_IN]; the first CONCEPTS of them are the concepts'."""
-    drawn = torch.randn(DIRECTIONS, D_IN, generator=torch.Generator().manual_seed(1))
-    return torch.nn.functional.normalize(drawn, dim=1)
-
-
-def make_maps(seed: int, n: int = 100) -> Maps:
-    """Maps that show two concepts each on half of their tokens, over three other directions a token."""
-    world, generator = directions(), torch.Generator().manual_seed(seed)
-    said = torch.stack([torch.randperm(CONCEPTS, generator=generator)[:2] for _ in range(n)])
-    labels = torch.zeros(n, CONCEPTS, dtype=torch.bool).scatter_(1, said, True)
-    others = torch.rand(n, N, DIRECTIONS, generator=generator)
-    others[..., :CONCEPTS] = 0
-    others = others.where(others >= others.topk(3).values[..., -1:], 0)
-    where = torch.rand(n, 2, N, 1, generator=generator) < 0.5
-    parts = where * 3.0 * world[said][:, :, None]
-    tokens = others @ world + parts.sum(1)
-    return Maps(tokens.half(), (tokens - parts[:, 0]).half(), said[:, 0], labels, torch.ones(n))
 
 
 def trainer(settings: TrainSettings = SETTINGS, n_chunks: int = 8, capacity: int = 10**9, **options) -> Trainer:

@@ -7,7 +7,7 @@ from canvas_graphs import erase, graph, latents
 from host_graphs import node
 from small_model import HOOKPOINT, NAME, write_sae
 
-from sae_models import read_header
+from sae_models import read_header, read_headers
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
@@ -39,7 +39,24 @@ def no_file_left():
     OUT.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(("how", "rows"), [(OWN, 1), (BEST, 2), (BEST_BY_LEVEL, None)])
+def test_a_concept_is_found_at_every_cross_attention_without_an_sae_and_says_what_it_removes(host):
+    made = find(neurons=0)
+    del made["find"]["inputs"]["sae"], made["sae"]
+    outcome = host.run(made)
+    headers = read_headers(OUT)
+    assert [header.hookpoint for header in headers] == [
+        f"{block}.transformer_blocks.0.attn2" for block in
+        ("down_blocks.1.attentions.0", "up_blocks.0.attentions.0", "up_blocks.0.attentions.1")]
+    concepts = [concept for header in headers for concept in header.concepts]
+    assert {(c.name, c.kind, c.description) for c in concepts} == {("parrot", "object", "a parrot")}
+    assert len({len(c.latents) for c in concepts}) == 1 and len(concepts[0].latents) in (1, 2, 4, 8)
+    measured = concepts[0].measured
+    assert measured["removed"] <= 1 and measured["touched"] >= 0
+    text = outcome.history["outputs"]["find"]["text"][0]
+    assert f"{measured['removed']:.0%} removed, others {measured['touched']:.1%} touched" in text
+
+
+@pytest.mark.parametrize(("how", "rows"), [(BEST, 2), (BEST_BY_LEVEL, None)])
 def test_a_found_concept_is_listed_at_once_and_erases(host, how, rows):
     host.run(find(how=how))
     listed = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]["sae_name"]
@@ -55,7 +72,11 @@ def test_a_found_concept_is_listed_at_once_and_erases(host, how, rows):
 def test_found_concepts_gather_in_one_file_beside_exported_ones(host):
     host.run(export("cat"))
     host.run(find())
-    assert [c.name for c in read_header(OUT).concepts] == ["cat", "parrot"]
+    headers = read_headers(OUT)
+    assert headers[0].hookpoint == HOOKPOINT and len(headers) == 4
+    assert [[c.name for c in header.concepts] for header in headers] == [["cat"], *[["parrot"]] * 3]
+    both = latents(host, erase(graph(CAT), "cat, parrot", sae=OUT.name))
+    assert not torch.equal(both, latents(host, graph(CAT)))
 
 
 def test_an_exported_concept_erases_as_from_the_whole_sae(host):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_maps import SUBJECTS, make_maps
 from small_model import write_sae
-from test_training import SUBJECTS, make_maps
 
 from sae_models.formats import read_header, read_rows, read_sae
 from sae_models.learning.maps import Shards

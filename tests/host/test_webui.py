@@ -12,16 +12,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_webui import Processing, Webui, sd_model, sigma_at
-from small_model import write_sae
+from small_model import write_places, write_sae
 from webui_model import UNET, random_unet
 
-from sae_models import Actuator, Erasure, SaeError, hookpoint, read_header
-from sae_models.adapter import LoadedSae, build_edit
+from sae_models import Actuator, Erasure, SaeError, hookpoint
+from sae_models.adapter import LoadedSae, build_edits
 
+from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
 import comfy.model_sampling  # isort: skip
+import comfy.ops  # isort: skip
 
 SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
-SAE, BLOCK = "animals.safetensors", "up_blocks.0.attentions.1"
+SAE, BLOCK, PLACES = "animals.safetensors", "up_blocks.0.attentions.1", "places.safetensors"
 CAT = (True, SAE, "cat")
 CASES = {
     "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
@@ -38,6 +40,9 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_sae(folder / "sae" / SAE, d_in=64)
     write_sae(folder / "sae" / "folder" / "sdxl.safetensors", d_in=64, base="sdxl")
+    unet = new_unet()
+    write_places(folder / "sae" / PLACES, {name: hookpoint.width(hookpoint.find(unet, name))
+                                           for name in [*hookpoint.cross_attentions(unet), BLOCK]})
     return folder
 
 
@@ -79,8 +84,8 @@ def texts(processed) -> str:
 
 
 def edit_of(models: Path, **options):
-    path = models / "sae" / SAE
-    return build_edit(LoadedSae(SAE, path, read_header(path)), "cat", Actuator.ABLATE, **options)
+    [(_, edit)] = build_edits(LoadedSae.read(SAE, models / "sae" / SAE), "cat", Actuator.ABLATE, **options)
+    return edit
 
 
 def by_hand(host: Webui, models: Path, conditional_only=False, up_to=100, **options):
@@ -283,7 +288,8 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, SAE, ""), "no concept is chosen"), ((True, SAE, "catt"), "has no concept 'catt'; nearest: cat"),
     ((True, SAE, "cat:2"), "expected a strength of 0 to 1 for 'cat'"),
     ((True, "folder/sdxl.safetensors", "cat"), "trained on a sdxl model and this one is sd15"),
-    ((True, SAE, "cat", "ablate", 0, 1, "both", True, "up_blocks.7.attentions.0"), "no block 'up_blocks.7"),
+    ((True, SAE, "cat", "ablate", 0, 1, "both", True, "up_blocks.7.attentions.0"),
+     "was trained on up_blocks.0.attentions.1, not on up_blocks.7.attentions.0: leave 'hookpoint' empty"),
 ])
 def test_a_slip_stops_the_run_with_its_sentence(webui, args, says):
     refused(webui, *args, says=says)
@@ -459,6 +465,109 @@ def test_a_model_without_a_unet_gives_no_picture(webui):
         webui.generate(*CAT)
     webui.shared.sd_model = model
     assert webui.generate(False).images
+
+
+# --- several places ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patched_forge(models):
+    """Forge as it is: a UNet that asks `transformer_options` for patches (here ComfyUI's, from which it comes)."""
+    torch.manual_seed(0)
+    config = {**comfy_models.UNET_CONFIG, **{name: SMALL[name] for name in ("model_channels", "channel_mult",
+                                                                           "num_heads")},
+              "transformer_depth_middle": 1}
+    unet = comfy_models.initialised(comfy_models.UNetModel(**config, operations=comfy.ops.disable_weight_init)).eval()
+    with Webui(models, sd_model(unet.requires_grad_(False), forge=True), forge=True).installed() as host:
+        yield host
+
+
+def places_by_hand(host: Webui, models: Path, last: str = "to_out.1", **options):
+    """The same run without the script: the core's Erasure of each place in a plain hook. A cross-attention is hooked
+    after its last layer, which runs whoever attends."""
+    now, handles = {}, []
+    host.spy = lambda sigma, conditional: now.update(sigma=sigma)
+    for block, edit in build_edits(LoadedSae.read(PLACES, models / "sae" / PLACES), "cat", Actuator.ABLATE):
+        module, erasure = hookpoint.find(unet_of(host), block.hookpoint), Erasure([edit])
+        module = module.get_submodule(last) if hookpoint.is_attention(block.hookpoint) else module
+        handles.append(module.register_forward_hook(
+            lambda module, inputs, output, erasure=erasure: erasure(output, now["sigma"]).out))
+    try:
+        return host.generate(use_script=False, **options)
+    finally:
+        for handle in handles:
+            handle.remove()
+        host.spy = lambda sigma, conditional: None
+
+
+@pytest.mark.parametrize("options", [{}, CASES["AND"], CASES["long prompt"], CASES["hires"], CASES["Heun"]], ids=str)
+@pytest.mark.parametrize("name", ["webui", "patched_forge"])
+def test_a_concept_is_erased_at_every_place_of_its_file(request, models, name, options):
+    host = request.getfixturevalue(name)
+    erased = host.generate(True, PLACES, "cat", **options)
+    assert same(erased, places_by_hand(host, models, **options)) and host.errors == []
+    assert not same(erased, host.generate(use_script=False, **options))
+    assert hooks(unet_of(host)) == 0
+
+
+@pytest.mark.parametrize("name", ["webui", "patched_forge"])
+def test_silence_and_strength_zero_at_every_place_are_bit_identical(request, name):
+    host = request.getfixturevalue(name)
+    plain = host.generate(use_script=False)
+    assert same(host.generate(True, PLACES, "rocket"), plain)
+    assert same(host.generate(True, PLACES, "cat:0, noto style:0"), plain)
+
+
+def test_attention_that_a_forge_extension_replaces_is_erased(patched_forge, models, monkeypatch):
+    """IP-Adapter: the module does not run then."""
+    ran, unet = [], unet_of(patched_forge)
+    theirs = {"attn2": {("output", 0): lambda q, k, v, extra: q * v.mean(1, keepdim=True)}}
+    monkeypatch.setattr(unet, "forward", lambda x, t, context, transformer_options, forward=unet.forward: forward(
+        x, t, context=context, transformer_options=transformer_options | {"patches_replace": theirs}))
+    handle = unet.get_submodule("output_blocks.0.1.transformer_blocks.0.attn2").register_forward_hook(
+        lambda *a: ran.append(1))
+    erased = patched_forge.generate(True, PLACES, "cat")
+    assert same(erased, places_by_hand(patched_forge, models)) and not ran
+    handle.remove()
+
+
+def test_attention_whose_class_is_replaced_is_erased(webui, models, monkeypatch):
+    """What --opt-sdp-attention does in A1111: the class gets another forward."""
+    kind = type(hookpoint.find(unet_of(webui), next(iter(hookpoint.cross_attentions(unet_of(webui))))))
+
+    def forward(self, x, context=None, mask=None):
+        context = x if context is None else context
+        q, k, v = (layer(part).unflatten(2, (self.heads, -1)).transpose(1, 2)
+                   for layer, part in ((self.to_q, x), (self.to_k, context), (self.to_v, context)))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.to_out[1](self.to_out[0](out))
+    monkeypatch.setattr(kind, "forward", forward)
+    erased = webui.generate(True, PLACES, "cat")
+    assert same(erased, places_by_hand(webui, models)) and webui.errors == []
+    assert not same(erased, webui.generate(use_script=False))
+
+
+def test_a_forge_that_hands_no_attention_on_gives_no_picture(forge):
+    """A UNet that knows no patches."""
+    refused(forge, True, PLACES, "cat", says="nothing was erased: block down_blocks.1.attentions.0.transformer_blocks.0"
+            ".attn2, mid_block.attentions.0.transformer_blocks.0.attn2, .* and 1 more did not run")
+
+
+def test_a_place_that_is_left_out_gives_no_picture(webui, monkeypatch):
+    """An extension that skips one cross-attention."""
+    block = unet_of(webui).get_submodule("output_blocks.0.1.transformer_blocks.0")
+    monkeypatch.setattr(block, "forward", lambda x, context=None: x)
+    refused(webui, True, PLACES, "cat",
+            says=r"block up_blocks.0.attentions.0.transformer_blocks.0.attn2 did not run")
+
+
+def test_the_summary_and_the_page_name_a_concept_once(webui, models, caplog):
+    from saemnesia_webui import panel
+    with caplog.at_level(logging.INFO, "saemnesia"):
+        erased = webui.generate(True, PLACES, "cat, rocket")
+    assert "steps in which a concept fired at any of 5 places, of 3: cat 3, rocket 0" in caplog.text
+    assert erased.infotexts[0]["SAEmnesia concepts"] == "cat:1.0, rocket:1.0"
+    assert panel.concept_list(models, PLACES).count('data-name="cat"') == 1
 
 
 # --- life cycle (2.2) ----------------------------------------------------------------------------------------
@@ -643,5 +752,5 @@ def test_the_hash_is_that_of_the_file_and_another_file_is_noticed(webui, models,
 
 def test_files_below_the_folder_are_listed_and_none_beside_it(webui, models):
     from saemnesia_webui import files
-    assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors"]
+    assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors", PLACES]
     assert files.names(models / "nowhere") == []

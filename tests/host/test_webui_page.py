@@ -142,7 +142,8 @@ def test_routes_list_saes_and_concepts(served):
     saes, concepts, outside = served.said["open"]
     assert saes == [200, {"saes": ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]}]
     assert concepts[0] == 200 and concepts[1]["base"] == "sd15" and len(concepts[1]["hash"]) == 10
-    assert concepts[1]["concepts"][2] == {"name": "noto style", "kind": "style", "description": ""}
+    assert (concepts[1]["places"], concepts[1]["hookpoint"]) == (1, "up_blocks.0.attentions.1")
+    assert concepts[1]["concepts"][2] == {"name": "noto style", "kind": "style", "description": "", "measured": None}
     assert outside[0] == 400 and "there is no SAE '../x'" in outside[1]["detail"]
 
 
