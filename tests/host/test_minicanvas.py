@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from benchmarks.minicanvas import bench, table
+from benchmarks.minicanvas import bench, find, table
 from benchmarks.minicanvas.checkpoint import NAME, WEIGHTS
 from benchmarks.minicanvas.icons import OBJECTS, STYLES
 from benchmarks.minicanvas.judge import load_judge
-from sae_models import read_header
+from sae_models import read_header, read_headers
 from tools.comfy_host import COMFY, ComfyHost
 
 SEED = 31_000
@@ -49,6 +49,22 @@ def test_a_picture_without_the_concept_does_not_change(host):
     same = (plain == erased).flatten(1).all(1)
     assert same.float().mean() >= 0.5
     assert (plain - erased).abs().mean() < 0.01
+
+
+def test_a_concept_found_without_an_sae_is_gone_and_says_so(host):
+    path = COMFY / "models" / "sae" / f"{find.FILE}.safetensors"
+    path.unlink(missing_ok=True)
+    try:
+        host.run(find.find_graph("cat", 24), timeout=1800)
+        places, task = read_headers(path), table.object_task([OBJECTS.index("cat")])
+        cats = table.Task("object", task.erased, tuple(pair for pair in task.pairs if pair[0] in task.erased))
+        drawn = bench.draw(host, bench.Method("found", find.erase_found), cats, SEED)
+    finally:
+        path.unlink(missing_ok=True)
+    assert [place.hookpoint for place in places] == ["down_blocks.1.attentions.0.transformer_blocks.0.attn2"]
+    assert places[0].concepts[0].measured["removed"] > 0.85
+    assert places[0].concepts[0].measured["touched"] < 0.02
+    assert (load_judge().verdict(drawn).object != OBJECTS.index("cat")).float().mean() >= 0.8
 
 
 def test_every_object_and_style_has_one_neuron_of_its_own():
