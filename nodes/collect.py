@@ -71,7 +71,8 @@ class _Recorder:
     def __call__(self, step: Step) -> None:
         said = self.said
         if self.mixed:
-            said = [said[i] for i in torch.randperm(len(said), generator=self.generator).tolist()]
+            every = self.collector.prompts
+            said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
         choice = [int(torch.randint(len(prompt.said), (), generator=self.generator)) for prompt in said]
         left_out = [prompt.without[i] for prompt, i in zip(said, choice, strict=True)]
         tokens, without = self._seen(step, [prompt.text for prompt in said]), self._seen(step, left_out)

@@ -286,14 +286,11 @@ def load_exam(path: Path, decode: Decode) -> dict[str, Examples]:
     return exam | {"decoded, softened": exam["decoded"].seen_as(soft)}
 
 
-def best_threshold(judge: Judge, tuning: Examples) -> float:
-    """The probability that tells present objects best from absent ones."""
+def rights_by_threshold(judge: Judge, tuning: Examples) -> dict[float, float]:
+    """{probability from which an object is called present: share of pictures with all objects right}."""
     pictures = softened(tuning.pictures.float() / 255, torch.Generator().manual_seed(-4))
     said = judge.verdict(pictures).object_probability
-    cuts = torch.arange(0.2, 0.81, 0.05).tolist()
-    right = [share(((said >= cut) == tuning.objects).all(1)) for cut in cuts]
-    print("objects right by threshold:", "  ".join(f"{c:.2f} {r:.2%}" for c, r in zip(cuts, right, strict=True)))
-    return cuts[right.index(max(right))]
+    return {cut / 20: share(((said >= cut / 20) == tuning.objects).all(1)) for cut in range(4, 17)}
 
 
 def mistakes(wanted: torch.Tensor, said: torch.Tensor) -> Counter[str]:
@@ -371,7 +368,8 @@ def main() -> None:
         save_atomically({name: value.half() for name, value in run.averaged().state_dict().items()}, path)
         run.swap_back()
         judge = load_judge(path)
-        print(f"best threshold {best_threshold(judge, tuning):.2f}")
+        rights = rights_by_threshold(judge, tuning)
+        print("objects right by threshold:", "  ".join(f"{cut:.2f} {right:.2%}" for cut, right in rights.items()))
         path.with_suffix(".json").write_text(json.dumps(report_on(judge, exams), indent=1))
     if run.step == options.steps:
         report(run)

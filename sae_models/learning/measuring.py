@@ -49,6 +49,10 @@ class Effect:
     def touched(self) -> float:
         return self.change / max(self.whole, 1e-30)
 
+    @property
+    def gain(self) -> float:
+        return self.removed - self.touched
+
     def in_words(self) -> str:
         return f"{self.removed:.0%} removed, others {self.touched:.1%} touched"
 
@@ -58,9 +62,10 @@ def _square(x: Tensor, sigma: float) -> float:
 
 
 def fewest_neurons(effects: Mapping[int, Effect]) -> int:
-    """Of {neurons a concept and place: effect}, fewest first: what removes enough, or nearly as much as any more do."""
+    """Of {neurons a concept and place: effect}, fewest first: what removes enough, or as much as twice as many would,
+    less what those touch beside."""
     tried = list(effects)
     for n, more in pairwise(tried):
-        if effects[n].removed >= ENOUGH or effects[more].removed < effects[n].removed + GAIN:
+        if effects[n].removed >= ENOUGH or effects[more].gain < effects[n].gain + GAIN:
             return n
     return tried[-1]

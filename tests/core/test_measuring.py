@@ -33,3 +33,7 @@ def test_touched_is_in_the_same_unit():
     ({1: 0.3, 2: 0.5, 4: 0.6, 8: 0.7}, 8)])
 def test_no_more_neurons_are_taken_than_help(removed, chosen):
     assert fewest_neurons({n: effect(1 - (1 - share) ** 0.5) for n, share in removed.items()}) == chosen
+
+
+def test_neurons_that_touch_more_than_they_remove_are_left_out():
+    assert fewest_neurons({1: effect(0.6), 2: effect(0.65, noise=0.3), 4: effect(1.0)}) == 1
