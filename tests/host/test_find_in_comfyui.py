@@ -51,7 +51,7 @@ def test_a_concept_is_found_at_every_cross_attention_without_an_sae_and_says_wha
     assert {(c.name, c.kind, c.description) for c in concepts} == {("parrot", "object", "a parrot")}
     assert len({len(c.latents) for c in concepts}) == 1 and len(concepts[0].latents) in (1, 2, 4, 8)
     measured = concepts[0].measured
-    assert measured["removed"] <= 1 and measured["touched"] >= 0
+    assert measured.keys() == {"removed", "touched"}
     text = outcome.history["outputs"]["find"]["text"][0]
     assert f"{measured['removed']:.0%} removed, others {measured['touched']:.1%} touched" in text
 

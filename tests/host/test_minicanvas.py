@@ -63,7 +63,7 @@ def test_a_concept_found_without_an_sae_is_gone_and_says_so(host):
         path.unlink(missing_ok=True)
     assert [place.hookpoint for place in places] == ["down_blocks.1.attentions.0.transformer_blocks.0.attn2"]
     assert places[0].concepts[0].measured["removed"] > 0.85
-    assert places[0].concepts[0].measured["touched"] < 0.03
+    assert places[0].concepts[0].measured["touched"] < 0.02
     assert (load_judge().verdict(drawn).object != OBJECTS.index("cat")).float().mean() >= 0.8
 
 
