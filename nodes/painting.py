@@ -55,8 +55,8 @@ class Painter:
     _encoded: dict[str, Encoded] = field(default_factory=dict, repr=False)
 
     def paint(self, texts: Sequence[str], generator: torch.Generator, kept: Collection[int],
-              look: Callable[["Step"], None]) -> None:
-        """Sample one batch; `look` is called before the model at each kept step.
+              look: Callable[["Step"], None] = lambda step: None) -> torch.Tensor:
+        """The latents of one batch; `look` is called before the model at each kept step.
 
         Raises SaeError when the sampler leaves one of them out.
         """
@@ -65,11 +65,13 @@ class Painter:
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "saemnesia look", visitor)
         channels = model.get_model_object("latent_format").latent_channels
         noise = torch.randn(len(texts), channels, p.height // 8, p.width // 8, generator=generator)
-        comfy.sample.sample(model, noise, p.steps, p.cfg, p.sampler, p.scheduler, self.conditioning(texts),
-                            self.conditioning([p.negative] * len(texts)), torch.zeros_like(noise),
-                            callback=lambda *_: self.tick(), disable_pbar=True, seed=p.seed)
+        latents = comfy.sample.sample(
+            model, noise, p.steps, p.cfg, p.sampler, p.scheduler, self.conditioning(texts),
+            self.conditioning([p.negative] * len(texts)), torch.zeros_like(noise), callback=lambda *_: self.tick(),
+            disable_pbar=True, seed=p.seed)
         if visitor.kept:
             raise SaeError("the sampler left out steps that were to be kept: choose 'euler' to train with")
+        return latents
 
     def encoded(self, texts: Sequence[str]) -> Encoded:
         """Prompts as one batch.

@@ -15,6 +15,7 @@ from ..errors import SaeError
 SLOT = r"\{(\w*)\}"
 LINE = (r"(?P<name>[^=(]+?)\s*(?:\((?P<kind>\w+)\))?\s*"
         r"(?:=\s*(?P<said>[^|]*?)\s*(?:\|\s*(?P<instead>.*?))?)?\s*")
+JOINTS = "of|with|in|on|at|by|beside|near"
 MOST = 20_000
 OBJECT_TEMPLATES = ("a photo of {object}", "a painting of {object}", "{object} in a garden", "a street with {object}")
 STYLE_TEMPLATES = ("a house, {style}", "a portrait of a woman, {style}", "a mountain lake, {style}",
@@ -116,5 +117,15 @@ def _prompt(template: str, chosen: list[Subject], numbers: tuple[int, ...]) -> P
 
 
 def _tidy(text: str) -> str:
-    """`text` without the empty places that left-out words leave between commas."""
-    return ", ".join(part for part in (" ".join(part.split()) for part in text.split(",")) if part)
+    """`text` without what left-out words leave behind: empty places between commas, and words that only joined them.
+
+    >>> _tidy("a photo of  and a castle, "), _tidy("a street with "), _tidy("a cat and , ")
+    ('a photo of a castle', 'a street', 'a cat')
+    """
+    parts = (" ".join(part.split()) for part in text.split(","))
+    return ", ".join(part for part in map(_unjoined, parts) if part)
+
+
+def _unjoined(part: str) -> str:
+    part = re.sub(rf"(^|\b(?:{JOINTS}) )(?:and|or) ", r"\1", part)
+    return re.sub(rf"(?:(?:^| )(?:{JOINTS}|and|or))+$", "", part)

@@ -71,3 +71,13 @@ def test_any_text_is_read_or_refused_with_a_sentence(concepts, templates):
     except SaeError:
         return
     assert all(len(prompt.said) == len(prompt.without) >= 1 for prompt in prompts)
+
+
+def test_words_that_joined_what_is_left_out_go_with_it():
+    subjects = parse_subjects("a cat, a dog")
+    prompts = expand("a photo of {object} and {object}\na street with {object}\n{} by the sea", subjects)
+    both, street, sea = prompts[0], prompts[2], prompts[4]
+    assert both.text == "a photo of a cat and a dog"
+    assert both.without == ("a photo of a dog", "a photo of a cat")
+    assert street.without == ("a street",)
+    assert sea.without == ("by the sea",)

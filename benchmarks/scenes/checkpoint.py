@@ -1,0 +1,65 @@
+"""Put MiniCanvas into a ComfyUI's model folders: the checkpoint (UNet, VAE, seeded text encoder) and its concepts.
+
+    python -m benchmarks.scenes.checkpoint .host/ComfyUI/models
+
+ComfyUI's *Load Checkpoint* reads the checkpoint as SD 1.5. The UNet is kept as int8 with a scale a row, half of fp16's
+bytes; the checkpoint has it in fp16.
+"""
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..minicanvas.harness import save_atomically
+from . import text
+
+WEIGHTS = Path(__file__).with_name("weights")
+NAME = "scenes.safetensors"
+SCALE = ".scale"
+SMALL = 10_000
+"""Tensors of fewer numbers stay fp16."""
+
+
+def packed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices as int8 [rows, ...] with a scale [rows] beside them, everything else as fp16."""
+    out = {}
+    for name, value in state.items():
+        if value.ndim < 2 or value.numel() < SMALL:
+            out[name] = value.half()
+            continue
+        scale = (value.float().flatten(1).abs().amax(1) / 127).clamp_min(1e-12)
+        out[name] = (value.float() / _like(scale, value)).round().to(torch.int8)
+        out[name + SCALE] = scale
+    return out
+
+
+def unpacked(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """fp16 weights of what `packed` made."""
+    return {name: (value.float() * _like(state[name + SCALE], value)).half() if name + SCALE in state else value
+            for name, value in state.items() if not name.endswith(SCALE)}
+
+
+def _like(scale: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return scale.view(-1, *[1] * (value.ndim - 1))
+
+
+def assemble(out: Path, weights: Path = WEIGHTS) -> None:
+    """Write the checkpoint: about 330 MB, mostly the text encoder."""
+    unet = {f"model.diffusion_model.{k}": v for k, v in unpacked(load_file(weights / "unet.safetensors")).items()}
+    vae = {f"first_stage_model.{k}": v for k, v in load_file(weights / "vae.safetensors").items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(unet | vae | text.checkpoint_state(), out)
+
+
+def install(models: Path, weights: Path = WEIGHTS) -> None:
+    """Write checkpoint and concepts into a ComfyUI's `models` folder."""
+    concepts = models / "sae" / NAME
+    concepts.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(weights / "concepts.safetensors", concepts)
+    assemble(models / "checkpoints" / NAME, weights)
+
+
+if __name__ == "__main__":
+    install(Path(sys.argv[1]))
