@@ -1,5 +1,6 @@
 /** The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts. */
 
+import { figures } from "../web/js/concept_figures.js"
 import { choose, drop, isStrength, key, parse } from "../web/js/concept_text.js"
 
 const FULL = { low: 0, high: 1, usual: "1", hint: "1 or nothing erases fully, 0 changes nothing" }
@@ -28,9 +29,17 @@ function draw({ list, text, root }) {
   if (count && count.textContent !== says) count.textContent = says
 }
 
+/** Say in a row what was measured of its concept, unless it is said already. */
+function measure(row) {
+  const { measured } = row.dataset
+  delete row.dataset.measured
+  if (measured) row.lastElementChild.before(figures(JSON.parse(measured)))
+}
+
 function drawRow(row, items, search, range) {
   const chosen = items.find((item) => key(item.name) === key(row.dataset.name))
   const [tick, strength] = row.querySelectorAll("input")
+  measure(row)
   tick.checked = Boolean(chosen)
   strength.hidden = !chosen
   strength.placeholder = range.usual

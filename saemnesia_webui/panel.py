@@ -3,6 +3,7 @@
 The text `cat, noto style:0.8` is what counts. The list of ticks is drawn from the SAE's header as HTML, and
 `javascript/saemnesia.mjs` keeps list and text in step; without it the text alone works.
 """
+import json
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -105,12 +106,14 @@ def _message(text: str) -> str:
 def _group(title: str, concepts: list[Concept]) -> str:
     if not concepts:
         return ""
-    return (f'<div class="saemnesia-group" role="group" aria-label="{title}"><div class="saemnesia-kind">{title}</div>'
-            f'{"".join(_row(concept) for concept in concepts)}</div>')
+    figures = " \u00b7 % removed" if any(concept.measured for concept in concepts) else ""
+    return (f'<div class="saemnesia-group" role="group" aria-label="{title}">'
+            f'<div class="saemnesia-kind">{title}{figures}</div>{"".join(_row(concept) for concept in concepts)}</div>')
 
 
 def _row(concept: Concept) -> str:
-    name, about = escape(concept.name), escape(concept.description)
-    return (f'<div class="saemnesia-row" data-name="{name}"><label title="{about}"><input type="checkbox"> {name}'
-            f'</label><input type="text" inputmode="decimal" class="saemnesia-strength" aria-label="Strength of {name}"'
-            f' hidden></div>')
+    name, about = escape(concept.name), escape("\n".join(filter(None, (concept.name, concept.description))))
+    measured = f' data-measured="{escape(json.dumps(dict(concept.measured)))}"' if concept.measured else ""
+    return (f'<div class="saemnesia-row" data-name="{name}"{measured}><label title="{about}"><input type="checkbox"> '
+            f'{name}</label><input type="text" inputmode="decimal" class="saemnesia-strength" '
+            f'aria-label="Strength of {name}" hidden></div>')

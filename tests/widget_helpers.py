@@ -103,6 +103,33 @@ def strength(page: Page, name: str) -> Locator:
     return row(page, name).locator(".saemnesia-strength")
 
 
+def figures(page: Page, name: str) -> Locator:
+    return row(page, name).locator(".saemnesia-figures")
+
+
+def measured(page: Page, name: str) -> tuple[str, str]:
+    """The share and the warning in a concept's row, as they are seen."""
+    seen = figures(page, name)
+    warning = seen.locator(".saemnesia-warning")
+    share = seen.locator(".saemnesia-removed").inner_text().replace("\u00a0", " ")
+    return share, warning.inner_text() if warning.count() else ""
+
+
+def figure_ends(page: Page, *names: str) -> list[int]:
+    """Where in the page the shares of these concepts end on the right."""
+    boxes = [figures(page, name).bounding_box() for name in names]
+    return [round(box["x"] + box["width"]) for box in boxes]
+
+
+def fits(one: Locator, part: str) -> bool:
+    """Whether this part of a row is seen whole: uncut, on one line and inside its label."""
+    return one.locator(part).evaluate("""(part) => {
+        const [inner, outer] = [part, part.closest("label")].map((element) => element.getBoundingClientRect())
+        const uncut = part.scrollWidth <= Math.ceil(inner.width) && inner.height < 20
+        return uncut && inner.left >= outer.left && inner.right <= outer.right + 0.5
+    }""")
+
+
 def shown(page: Page) -> dict[str, list[Shown]]:
     """{heading: concepts} of what the list shows."""
     groups = page.locator(".saemnesia-list > [role=group]").locator("visible=true")

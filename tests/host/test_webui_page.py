@@ -1,6 +1,7 @@
 """The sidebar of A1111 and Forge in the two versions of gradio they pin, in a browser; and what API users are told."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,8 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_sae(folder / "sae" / "animals.safetensors", d_in=64)
     config = SaeConfig(8, 32, 4)
-    concepts = (Concept("castle", (1,), "object", "old & <b>strong</b>"), Concept("ghost", (2,)))
+    concepts = (Concept("castle", (1,), "object", "old & <b>strong</b>", {"removed": 0.38, "touched": 0.12}),
+                Concept("ghost", (2,)))
     write(folder / "sae" / "castles.safetensors", Sae(config), Header(config, "up_blocks.0.attentions.1", "", False,
           concepts), Statistics((1.0,), torch.zeros(2, 1), torch.ones(2, 1)))
     (folder / "sae" / "damaged.safetensors").write_bytes(b"no file")
@@ -217,10 +219,26 @@ def choose_sae(page: Page, name: str) -> None:
 def test_another_sae_brings_its_concepts_and_a_damaged_one_its_sentence(page):
     choose_sae(page, "castles.safetensors")
     expect(row(page, "castle")).to_be_visible()
-    expect(row(page, "castle").locator("label")).to_have_attribute("title", "old & <b>strong</b>")
+    expect(row(page, "castle").locator("label")).to_have_attribute("title", "castle\nold & <b>strong</b>")
     expect(page.locator(".saemnesia-picker").first.get_by_text("Other concepts")).to_be_visible()
     choose_sae(page, "damaged.safetensors")
     expect(page.locator(".saemnesia-message").first).to_contain_text("damaged.safetensors cannot be read")
+
+
+def test_what_was_measured_is_shown_beside_the_tick_and_not_written(page):
+    expect(page.locator(".saemnesia-figures")).to_have_count(0)
+    choose_sae(page, "castles.safetensors")
+    figures = page.locator(".saemnesia-picker").first.locator(".saemnesia-figures")
+    expect(figures).to_have_text("weak, touches others38\u00a0%")
+    expect(figures.locator(".saemnesia-removed")).to_be_visible()
+    expect(figures).to_have_attribute("title", re.compile(r"38\s% of it removed, others touched 12\s%\.\nWeak: "))
+    expect(row(page, "ghost").locator(".saemnesia-figures")).to_have_count(0)
+    expect(page.locator(".saemnesia-picker").first.locator(".saemnesia-kind")).to_have_text(
+        ["Objects \u00b7 % removed", "Other concepts"])
+    row(page, "castle").get_by_role("checkbox").check()
+    expect(figures).to_have_count(1)
+    expect(text(page)).to_have_value("castle")
+    assert "'concepts': 'castle'" in generate(page)
 
 
 def test_a_new_file_is_there_after_refresh(page, models):

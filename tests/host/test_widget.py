@@ -1,6 +1,7 @@
 """The concept picker as a person uses it: in a browser, in both renderers of the pinned and of the newest front end."""
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,10 @@ REPO = Path(__file__).resolve().parents[2]
 FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
 OBJECTS = ("cat", "dog", "bear", "horse", "frog", "fish", "turtle", "whale", "rose", "cactus", "pizza", "rocket")
 STYLES = ("noto style", "twemoji style")
+LONG = "the small porcelain teapot with blue flowers on my grandmother's table"
+MEASURED = {"cat": {"removed": 0.943, "touched": 0.0012}, "dog": {"removed": 0.38, "touched": 0.01},
+            "bear": {"removed": 0.91, "touched": 0.12}, "frog": {"removed": -0.12, "touched": 0.3},
+            LONG: {"removed": 0.994, "touched": 0.002}, "pizza": None}
 
 
 def make_sae(path: Path, concepts: tuple[Concept, ...]) -> None:
@@ -32,13 +37,15 @@ def make_sae(path: Path, concepts: tuple[Concept, ...]) -> None:
 
 @pytest.fixture(scope="session")
 def sae_folder(tmp_path_factory) -> Path:
-    """animals: objects, styles and one more; castles: two others; nameless; broken."""
+    """animals: objects, styles and one more; castles: two others; measured: with figures; nameless; broken."""
     folder = tmp_path_factory.mktemp("models") / "sae"
     folder.mkdir()
     named = [*((name, "object") for name in OBJECTS), *((name, "style") for name in STYLES), ("sadness", "")]
     make_sae(folder / "animals.safetensors",
              tuple(Concept(name, (i,), kind, f"a small {name}") for i, (name, kind) in enumerate(named)))
     make_sae(folder / "castles.safetensors", (Concept("castle", (1,), "object"), Concept("ghost", (2,), "object")))
+    make_sae(folder / "measured.safetensors",
+             tuple(Concept(name, (i,), "object", measured=shares) for i, (name, shares) in enumerate(MEASURED.items())))
     make_sae(folder / "nameless.safetensors", ())
     (folder / "broken.safetensors").write_bytes(b"not a safetensors file")
     return folder
@@ -132,6 +139,43 @@ def test_what_the_node_would_refuse_is_marked(page):
     for name, invalid in {"cat": "false", "dog": "true", "rose": "false"}.items():
         expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
     expect(canvas.strength(page, "bear")).to_have_attribute("placeholder", "-1")
+
+
+def test_what_was_measured_of_a_concept_is_shown_in_its_row(page):
+    canvas.linked_picker(page, "measured.safetensors", text=f"cat, {LONG}")
+    wanted = {"cat": ("94 %", ""), "dog": ("38 %", "weak"), "bear": ("91 %", "touches others"),
+              "frog": ("\u221212 %", "weak, touches others"), LONG: ("99 %", "")}
+    assert {name: canvas.measured(page, name) for name in wanted} == wanted
+    expect(canvas.figures(page, "cat")).to_have_attribute("title", re.compile(
+        r"94\s% of it removed, others touched 0\.1\s%\.\nMeasured .* can remove more than these figures see\."))
+    expect(canvas.figures(page, "frog")).to_have_attribute("title", re.compile(
+        r"others touched 30\s%\.\nWeak: more than half of it stays\.\nTouches others: "))
+    assert len(set(canvas.figure_ends(page, *wanted))) == 1
+    expect(page.get_by_role("group", name="Objects").get_by_text("removed", exact=True)).to_be_visible()
+
+
+def test_what_was_not_measured_has_no_figures(page):
+    loader, _ = canvas.linked_picker(page, "measured.safetensors", text="#7")
+    for name in ("pizza", "#7"):
+        expect(canvas.row(page, name)).to_be_visible()
+        expect(canvas.figures(page, name)).to_have_count(0)
+    expect(page.locator(".saemnesia-measure").locator("visible=true")).to_have_count(1)
+    canvas.set_widget(page, loader, "sae_name", "castles.safetensors")
+    expect(canvas.row(page, "ghost")).to_be_visible()
+    expect(page.locator(".saemnesia-figures")).to_have_count(0)
+    expect(page.locator(".saemnesia-measure").locator("visible=true")).to_have_count(0)
+
+
+def test_in_a_narrow_node_a_long_name_gives_way_and_the_figure_does_not(page):
+    _, node = canvas.linked_picker(page, "measured.safetensors", PICKER, text=f"dog, {LONG}")
+    canvas.drag_corner(page, node, -175, 60)
+    page.wait_for_function("() => document.querySelector('.saemnesia-list').clientWidth < 250")
+    expect(canvas.figures(page, "dog").locator(".saemnesia-warning")).to_be_hidden()
+    for name in ("cat", "dog", LONG):
+        assert canvas.fits(canvas.row(page, name), ".saemnesia-removed")
+    assert not canvas.fits(canvas.row(page, LONG), ".saemnesia-name")
+    for name in ("cat", "dog"):
+        assert canvas.fits(canvas.row(page, name), ".saemnesia-name")
 
 
 def test_search_narrows_the_list_and_keys_stay_in_it(page):

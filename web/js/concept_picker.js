@@ -6,6 +6,7 @@
  */
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { figures } from "./concept_figures.js"
 import { choose, drop, isStrength, key, parse } from "./concept_text.js"
 
 const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker"]
@@ -30,8 +31,9 @@ const MARGIN = 20 // what the canvas leaves free above and below a DOM widget, t
 
 const CSS = `
 .saemnesia-picker { --fill: var(--comfy-input-bg); --line: var(--border-color); --round: 4px;
+  --warning: color-mix(in srgb, #f59e0b 50%, var(--input-text));
   display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%;
-  font: 12px/1.4 Inter, Arial, sans-serif; color: var(--input-text); text-align: left; }
+  container-type: inline-size; font: 12px/1.4 Inter, Arial, sans-serif; color: var(--input-text); text-align: left; }
 .lg-node .saemnesia-picker { --fill: var(--component-node-widget-background); --line: transparent; --round: 8px; }
 .saemnesia-bar { display: flex; flex: none; gap: 6px; align-items: center; }
 .saemnesia-picker :where(input[type="text"], button, .saemnesia-list) { box-sizing: border-box; min-width: 0; margin: 0;
@@ -43,7 +45,8 @@ const CSS = `
 .saemnesia-count { color: var(--descrip-text); white-space: nowrap; }
 .saemnesia-picker .saemnesia-list { flex: 1 1 0px; min-height: 0; overflow-y: auto; overscroll-behavior: contain;
   outline: none; }
-.saemnesia-kind { padding: 4px 8px 1px; font-size: 11px; color: var(--descrip-text); }
+.saemnesia-kind { display: flex; justify-content: space-between; padding: 4px 3px 1px 8px; font-size: 11px;
+  color: var(--descrip-text); }
 .saemnesia-list > [aria-label="${UNKNOWN}"] > .saemnesia-kind { color: var(--error-text); }
 .saemnesia-row { display: flex; align-items: center; gap: 6px; height: 24px; padding: 0 3px 0 8px; }
 .saemnesia-row:hover { background: color-mix(in srgb, var(--input-text) 8%, transparent); }
@@ -52,6 +55,15 @@ const CSS = `
 .saemnesia-row input[type="checkbox"] { flex: none; width: 14px; height: 14px; margin: 0; cursor: pointer; }
 .saemnesia-name { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 .saemnesia-note { flex: none; font-size: 11px; color: var(--error-text); }
+.saemnesia-figures { display: flex; flex: none; gap: 6px; align-items: center; margin-left: auto; font-size: 11px; }
+.saemnesia-removed { color: var(--descrip-text); font-variant-numeric: tabular-nums; }
+.saemnesia-warning { padding: 0 6px; border-radius: 8px; background: color-mix(in srgb, currentColor 16%, #0000); }
+.saemnesia-warning, .saemnesia-warning + .saemnesia-removed { color: var(--warning); }
+.saemnesia-kind:not(:has(~ .saemnesia-row .saemnesia-figures)) > .saemnesia-measure { display: none; }
+@container (min-width: 300px) { .saemnesia-row:has(.saemnesia-strength[hidden]) .saemnesia-figures,
+  .saemnesia-measure { margin-right: 58px; } }
+@container (max-width: 299px) { .saemnesia-warning { display: none; }
+  .saemnesia-warning + .saemnesia-removed::before { content: "! "; } }
 .saemnesia-picker .saemnesia-strength { flex: none; width: 52px; height: 20px; text-align: right;
   border-color: var(--border-color); border-radius: 4px; }
 .saemnesia-picker .saemnesia-strength[aria-invalid="true"] { color: var(--error-text); border-color: currentColor; }
@@ -214,18 +226,19 @@ class Picker {
   fill() {
     this.rows.clear()
     this.groups = new Map(HEADINGS.map((heading) => [heading, element("div", { role: "group", label: heading },
-      element("div", { className: "saemnesia-kind", textContent: heading }))]))
+      element("div", { className: "saemnesia-kind" }, heading,
+        element("span", { className: "saemnesia-measure", textContent: "removed" })))]))
     this.list.replaceChildren(...this.groups.values())
     for (const concept of this.known.values()) this.addRow(concept, KINDS[concept.kind] ?? OTHER)
   }
 
-  addRow({ name, description = "" }, heading) {
+  addRow({ name, description = "", measured }, heading) {
     const tick = element("input", { type: "checkbox" })
     const note = element("span", { className: "saemnesia-note" })
     const strength = element("input", { type: "text", inputMode: "decimal", className: "saemnesia-strength",
       label: `Strength of ${name}`, spellcheck: false })
-    const label = element("label", { title: description }, tick,
-      element("span", { className: "saemnesia-name", textContent: name }), note)
+    const label = element("label", { title: [name, description].filter(Boolean).join("\n") }, tick,
+      element("span", { className: "saemnesia-name", textContent: name }), note, figures(measured))
     const root = element("div", { className: "saemnesia-row" }, label, strength)
     this.groups.get(heading).append(root)
     this.rows.set(key(name), { name, words: key(`${name} ${description}`), root, tick, note, strength })
