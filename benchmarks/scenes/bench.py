@@ -12,25 +12,29 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
 from tools.sheet import ERASED, PLAIN, Row, sheet
 
-from . import table
+from . import rivals, table
 from .canvas import CANVAS_PX, Scene, random_scene
-from .checkpoint import NAME, WEIGHTS
+from .checkpoint import NAME, WEIGHTS, unpacked
 from .icons import OBJECTS, STYLES
 from .judge import Judge, load_judge
+from .models import new_unet
 from .table import Shot, Task
 from .text import TEMPLATES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BENCH_NODES = Path(__file__).with_name("bench_nodes")
+MADE = COMFY / "models" / "minicanvas-bench"
 STEPS, CFG, BATCH = 12, 2.5, 24
 GUIDANCES = (1.0, 2.5, 5.0)
 
@@ -77,12 +81,50 @@ def negative_prompt(graph: Graph, task: Task) -> None:
     graph["negative"]["inputs"]["text"] = ", ".join(task.names)
 
 
+def nag(graph: Graph, task: Task) -> None:
+    graph["unwanted"] = node("CLIPTextEncode", clip=["checkpoint", 1], text=", ".join(task.names))
+    graph["nag"] = node("MiniCanvasNAG", model=["checkpoint", 0], negative=["unwanted", 0], scale=4.0, tau=2.5,
+                        alpha=0.38)
+    graph["sampler"]["inputs"]["model"] = ["nag", 0]
+
+
+def edited(make: Callable[[torch.nn.Module, list[str]], rivals.Deltas]) -> Callable[[Graph, Task], None]:
+    """Weights changed for a task's concepts, made when they are first asked for."""
+    def add(graph: Graph, task: Task) -> None:
+        key = hashlib.sha256(f"{fingerprint()} {task.names}".encode()).hexdigest()[:12]
+        path = MADE / f"{make.__name__}-{key}.safetensors"
+        if not path.exists():
+            rivals.ship(lambda: make(rivals_unet(), task.names), path)
+        graph["weights"] = node("MiniCanvasWeights", model=["checkpoint", 0], path=str(path))
+        graph["sampler"]["inputs"]["model"] = ["weights", 0]
+    return add
+
+
+@cache
+def rivals_unet() -> torch.nn.Module:
+    unet = new_unet()
+    unet.load_state_dict({name: value.float() for name, value in
+                          unpacked(load_file(WEIGHTS / "unet.safetensors")).items()})
+    return unet.eval()
+
+
+def uce(unet: torch.nn.Module, names: list[str]) -> rivals.Deltas:
+    return rivals.uce(unet, [rivals.word(name) for name in names], rivals.others(names))
+
+
+def esd_x(unet: torch.nn.Module, names: list[str]) -> rivals.Deltas:
+    return rivals.esd_x(unet, [text for name in names for text in rivals.prompts(name)])
+
+
 METHODS = {
     "none": Method("no erasure"),
     "without": Method("the prompt without the word (the reference)",
                       text=lambda task, shot: shot.without(task.kind, task.erased).text),
     "ours": Method("ours, every cross-attention", ours()),
     "negative": Method("negative prompt", negative_prompt),
+    "nag": Method("NAG", nag),
+    "uce": Method("UCE", edited(uce)),
+    "esd-x": Method("ESD-x", edited(esd_x)),
 }
 QUICK_METHODS = ("none", "without", "ours")
 

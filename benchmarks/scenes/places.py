@@ -13,7 +13,7 @@ import importlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,30 +25,22 @@ from tools.comfy_host import COMFY
 
 from . import models  # noqa: F401  (puts ComfyUI on the path)
 from .bench import CFG, RESULTS, STEPS
-from .canvas import BACKGROUNDS, CANVAS_PX
+from .canvas import CANVAS_PX
 from .checkpoint import NAME
-from .icons import OBJECTS, STYLES
 from .judge import load_judge
-from .table import Task, rights, shown, task
+from .table import KINDS, Task, rights, shown, task
 
 CONCEPTS = ("cat", "frog", "castle", "rose", "noto style", "contrast style", "blue ground")
 NEURONS = (1, 4)
 STRENGTHS = (0.25, 0.5, 1.0, 1.5)
-TEMPLATES = ("{object}, {style}, {ground}", "{style}, {object} and {object}, {ground}",
-             "{ground}, {object} and {object}")
-
-
-def subjects() -> str:
-    """All that MiniCanvas knows, as *Find Concept* reads it."""
-    def article(name: str) -> str:
-        return "an" if name[0] in "aeiou" else "a"
-    return "\n".join([*(f"{name} (object) = {article(name)} {name}" for name in OBJECTS),
-                      *(f"{name} style (style)" for name in STYLES),
-                      *(f"{name} ground (ground) = on a {name} ground" for name in BACKGROUNDS)])
+HERE = Path(__file__).parent
+SUBJECTS = (HERE / "concepts.txt").read_text("utf-8").splitlines()
+"""All that MiniCanvas knows, as *Find Concept* and *Train* read it."""
+TEMPLATES = (HERE / "prompts.txt").read_text("utf-8")
 
 
 def line_of(concept: str) -> str:
-    return next(line for line in subjects().splitlines() if line.startswith(f"{concept} ("))
+    return next(line for line in SUBJECTS if line.startswith(f"{concept} ("))
 
 
 def extension() -> SimpleNamespace:
@@ -63,13 +55,13 @@ def extension() -> SimpleNamespace:
 
 def task_of(concept: str) -> Task:
     name, _, kind = concept.rpartition(" ") if concept.endswith((" style", " ground")) else (concept, "", "object")
-    names = {"object": OBJECTS, "style": STYLES, "ground": BACKGROUNDS}[kind]
-    return task(kind, [names.index(name)], seed=3)
+    return task(kind, [KINDS[kind].index(name)], seed=3)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to erase one concept; shares. UA, kept: of the judge, over pictures that say it and all others."""
+    """One way to erase one concept; shares. UA, kept: of the judge, over pictures that say it, and those of them that
+    say other things of its kind too."""
     concept: str
     places: str
     neurons: int
@@ -105,9 +97,9 @@ class Studio:
 
     def tables(self, concept: str) -> tuple[Any, dict[str, Any]]:
         """(what was searched for, {hookpoint: maps}) of one concept."""
-        others = "\n".join(line for line in subjects().splitlines() if line != line_of(concept))
-        what = self.host.training.search(line_of(concept), others, "\n".join(TEMPLATES), (), self.painting,
-                                         self.pictures)
+        own = line_of(concept)
+        others = "\n".join(line for line in SUBJECTS if line != own)
+        what = self.host.training.search(own, others, TEMPLATES, (), self.painting, self.pictures)
         places = {h.hookpoint: h for of in self.headers().values() for h in of}
         painter = self.host.painting.Painter(self.model, self.clip, self.painting)
         maps = self.host.find._maps(painter, what, list(places.values()))
@@ -132,24 +124,32 @@ class Studio:
     def seen(self, model: Any, of: Task) -> tuple[float, float]:
         """(UA, share of the pictures that show all that is to stay)."""
         verdict = self.judge.verdict(self.paint(model, of))
-        said = torch.tensor([of.says(shot) for shot in of.shots])
         right = rights([shot.without(of.kind, of.erased) for shot in of.shots], verdict)
         kept = torch.stack(list(right.values())).all(0)
-        return float((~shown(of, verdict))[said].float().mean()), float(kept[~said].float().mean())
+        alone = torch.tensor([of.kind == "object" and len(shot.scene.objects) == 1 for shot in of.shots])
+        return float((~shown(of, verdict)).float().mean()), float(kept[~alone].float().mean())
 
-    def effect(self, model: Any, what: Any) -> Any:
-        """*removed* and *touched* of an erasure, on held-out prompts."""
+    def effects(self, erased: Sequence[Any], what: Any) -> list[Any]:
+        """*removed* and *touched* of some erasures, on held-out prompts."""
         painter = self.host.painting.Painter(self.model, self.clip, self.painting)
         said = [p for p in what.held_out if 0 in p.said]
-        erasures = model.get_attachment(self.host.patch.KEY).erasures
-        return self.host.measure.effects(painter, {0: erasures}, [(p.text, p.without[p.said.index(0)]) for p in said],
-                                         [p.text for p in what.held_out if 0 not in p.said])[0]
+        erasers = {i: model.get_attachment(self.host.patch.KEY).erasures for i, model in enumerate(erased)}
+        found = self.host.measure.effects(painter, erasers, [(p.text, p.without[p.said.index(0)]) for p in said],
+                                          [p.text for p in what.held_out if 0 not in p.said])
+        return list(found.values())
 
     def rows(self, concept: str) -> Iterator[Row]:
         what, maps = self.tables(concept)
         of = task_of(concept)
-        plain = self.seen(self.model, of)
-        yield Row(concept, "no erasure", 0, 0.0, 0.0, 0.0, *plain)
+        of = replace(of, shots=tuple(shot for shot in of.shots if of.says(shot)))
+        yield Row(concept, "no erasure", 0, 0.0, 0.0, 0.0, *self.seen(self.model, of))
+        ways = list(self._ways(concept, what, maps))
+        found = self.effects([model for *_, model in ways], what)
+        for (*way, model), effect in zip(ways, found, strict=True):
+            yield Row(concept, *way, effect.removed, effect.touched, *self.seen(model, of))
+
+    def _ways(self, concept: str, what: Any, maps: dict[str, Any]) -> Iterator[tuple[str, int, float, Any]]:
+        """(places, neurons a place, strength, the model with the concept erased so)."""
         for places, headers in self.headers().items():
             for n in NEURONS if len(headers) > 1 else NEURONS[:1]:
                 own = [self.host.find.finding.own_neurons(maps[h.hookpoint], what.wanted, self.host.find.WEIGHTS, n)
@@ -158,12 +158,7 @@ class Studio:
                     path = Path(folder) / "found.safetensors"
                     self.host.table.add(path, list(zip(headers, own, strict=True)))
                     for strength in STRENGTHS if places == "all cross-attentions" else (1.0,):
-                        yield self._row(path, concept, places, n, strength, what, of)
-
-    def _row(self, path: Path, concept: str, places: str, n: int, strength: float, what: Any, of: Task) -> Row:
-        model = self.erased(path, concept, strength)
-        effect = self.effect(model, what)
-        return Row(concept, places, n, strength, effect.removed, effect.touched, *self.seen(model, of))
+                        yield places, n, strength, self.erased(path, concept, strength)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
