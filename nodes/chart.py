@@ -6,7 +6,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..sae_models.learning.report import Report
 
 WIDTH, HEIGHT, MARGIN, LINE = 640, 240, 30, 18
-COLORS = ("#2060c0", "#c08020", "#208040", "#a03060", "#707070")
+COLUMNS = (0, 170, 240, 310, 380, 450, 530, 770)
+COLORS = ("#2060c0", "#c08020", "#208040", "#a03060", "#707070", "#40a0a0")
 
 
 def curve_picture(curve: Sequence[dict[str, float]], steps: int) -> Image.Image:
@@ -28,21 +29,22 @@ def curve_picture(curve: Sequence[dict[str, float]], steps: int) -> Image.Image:
 
 def report_picture(report: Report, steps: int) -> Image.Image:
     """The curve, and below it a line a concept."""
-    lines = report.as_text().splitlines()
+    summary = report.as_text().splitlines()[0]
     font = ImageFont.load_default(14)
     columns = _columns(report)
-    page = Image.new("RGB", (WIDTH + 120, HEIGHT + LINE * (len(columns) + 3)), "white")
+    page = Image.new("RGB", (WIDTH + 340, HEIGHT + LINE * (len(columns) + 3)), "white")
     page.paste(curve_picture(report.curve, steps), (0, 0))
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, HEIGHT), lines[0], "black", font)
+    draw.text((MARGIN, HEIGHT), summary, "black", font)
     for number, row in enumerate(columns):
-        for x, text in zip((0, 170, 240, 310, 380, 450, 530), row, strict=True):
+        for x, text in zip(COLUMNS, row, strict=True):
             draw.text((MARGIN + x, HEIGHT + LINE * (number + 2)), text, "black" if number else "#707070", font)
     return page
 
 
 def _columns(report: Report) -> list[tuple[str, ...]]:
-    head = ("concept", "neuron", "score", "next", "fires in", "right in", "most often confused with")
+    head = ("concept", "neuron", "score", "next", "fires in", "right in", "erased", "most often confused with")
     return [head] + [
         (c.name, str(c.latent), f"{c.score:.3f}", f"{c.runner_up:.3f}", f"{c.recall:.0%}", f"{c.precision:.0%}",
-         f"{c.confused_with} ({c.confusion:.0%})" if c.confused_with else "none") for c in report.concepts]
+         c.effect() or "not measured", f"{c.confused_with} ({c.confusion:.0%})" if c.confused_with else "none")
+        for c in report.concepts]

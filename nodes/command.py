@@ -1,14 +1,18 @@
 """The command that trains on a checkpoint (`train.py` runs it): load, paint, learn, write."""
 import argparse
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.sd
 import torch
 
+from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
 from ..sae_models.learning import parallel
-from ..sae_models.learning.train import GIGABYTE, add_options, config_of, main, run, settings_of
+from ..sae_models.learning.report import Report
+from ..sae_models.learning.train import add_options, jobs_of, main, run
 from . import training
 from .painting import Painting
 
@@ -19,7 +23,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--concepts", required=True, help="a text file, one concept a line; or the text itself")
     parser.add_argument("--prompts", default="",
                         help="templates, a text file or the text itself; some simple ones unless given")
-    parser.add_argument("--hookpoint", default="up_blocks.1.attentions.1", help="the block to learn")
+    parser.add_argument("--hookpoint", action="append", default=[], help="a block to learn, or several separated by "
+                        "commas; may be given again. Unless given: every cross-attention, or the places of --start")
     parser.add_argument("--pictures", type=int, default=600, help="how many are painted to learn from")
     parser.add_argument("--keep", type=Path, help="store the activations in this folder, and use those that are there")
     for name in ("width", "height", "steps", "steps_kept"):
@@ -42,14 +47,24 @@ def train() -> None:
     given = options()
     painting = Painting(given.width, given.height, given.steps, given.cfg, batch=given.at_once,
                         steps_kept=given.steps_kept, seed=given.seed)
-    what = training.lesson(text_of(given.concepts), text_of(given.prompts), given.hookpoint, painting, given.pictures)
+    what = training.lesson(text_of(given.concepts), text_of(given.prompts), painting, given.pictures)
     if not given.checkpoint.is_file():
         raise SaeError(f"there is no checkpoint {given.checkpoint}")
     model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(given.checkpoint), output_vae=False)
-    work = training.job(model, what, config_of(given, training.width(model, what.hookpoint)),
-                        settings_of(given), int(given.memory * GIGABYTE))
-    make = training.source(model, clip, what, work, given.keep, lambda: None)
-    run(work, said(make, work.origin.chunks + len(work.origin.held_out)), given)
+    start = LoadedSae.read(given.start.name, given.start) if given.start else None
+    places = training.places(model, ",".join(given.hookpoint), start)
+    what = what if len(places) == 1 else what.holding_out()
+    origins = training.origins(model, what, places)
+    make = training.source(model, clip, what, origins, given.keep, lambda: None)
+    chunks = origins[0].chunks + len(origins[0].held_out)
+    run(jobs_of(given, origins), said(make, chunks), given, partial(measured, model, clip, what, given.out))
+
+
+def measured(model: Any, clip: Any, what: training.Lesson, out: Path, report: Report) -> Report:
+    if parallel.world()[0] == 0:
+        print("measuring how much of each concept is removed", flush=True)
+    with torch.inference_mode():
+        return training.measured(model, clip, what, out, report, lambda: None)
 
 
 def said(make, chunks: int):

@@ -68,6 +68,9 @@ class FindConcept(io.ComfyNode):
                 *painting_inputs(steps=12),
                 io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
                     "Another seed, other pictures.")),
+                io.String.Input("hookpoint", default="", tooltip=(
+                    "Where the concept gets neurons of its own. Empty: at every cross-attention, where words enter "
+                    "(start here). Or blocks of your own choice, separated by commas.")),
                 files.SaeType.Input("sae", optional=True, tooltip=(
                     "An SAE of this model, for 'the best neurons'; its concepts are also what the new one is told from "
                     "where 'contrast' is empty.")),
@@ -82,13 +85,13 @@ class FindConcept(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, name: str, concepts: str, contrast: str, prompts: str, how: str,
                 neurons: int, pictures: int, at_once: int, width: int, height: int, steps: int, cfg: float, seed: int,
-                sae: LoadedSae | None = None) -> io.NodeOutput:
+                hookpoint: str, sae: LoadedSae | None = None) -> io.NodeOutput:
         if sae:
             patch.check_base(model, sae)
         painting = Painting(width, height, steps, cfg, batch=min(at_once, pictures), seed=seed)
         known = sae.concepts if sae else ()
         what = training.search(concepts, contrast, prompts, known, painting, pictures)
-        out, headers = files.new_path(name), _places(model, how, sae)
+        out, headers = files.new_path(name), _places(model, how, sae, hookpoint)
         table.check_addable(out, headers)
         painter = _studio(model, clip, what, cls.hidden.unique_id)
         headers, maps = _heard(headers, _maps(painter, what, headers))
@@ -101,8 +104,9 @@ class FindConcept(io.ComfyNode):
         return io.NodeOutput(files.load(out.name), text, ui={"text": [text]})
 
 
-def _places(model: Any, how: str, sae: LoadedSae | None) -> list[Header]:
-    """Where the concept gets neurons: at every cross-attention, or where the SAE is whose neurons are chosen from."""
+def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Header]:
+    """Where the concept gets neurons: at the places of these names or at every cross-attention, or where the SAE is
+    whose neurons are chosen from."""
     if how != OWN:
         if sae is None:
             raise SaeError(f"'{how}' are those of an SAE, and none is wired in: load one with SAEmnesia Load SAE, or "
@@ -110,9 +114,8 @@ def _places(model: Any, how: str, sae: LoadedSae | None) -> list[Header]:
         return [sae.header]
     unet = model.model.diffusion_model
     family = type(model.model.model_config).__name__.lower()
-    paths = hookpoint.cross_attentions(unet)
-    return [Header(SaeConfig(hookpoint.width(unet.get_submodule(path)), 1, 1), name, family)
-            for name, path in paths.items()]
+    return [Header(SaeConfig(hookpoint.width(hookpoint.find(unet, name)), 1, 1), name, family)
+            for name in training.places(model, names)]
 
 
 def _studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
@@ -162,10 +165,9 @@ def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], ta
                               [(p.text, p.without[p.said.index(number)]) for p in said],
                               [p.text for p in what.held_out if number not in p.said])
     n = fewest_neurons(effects)
-    kept = {"removed": effects[n].removed, "touched": effects[n].touched}
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {effects[n].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
-    return [table.measured(part, kept) for part in own[n]], words
+    return [table.measured(part, effects[n].shares) for part in own[n]], words
 
 
 NODES = [FindConcept]

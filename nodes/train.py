@@ -1,5 +1,7 @@
-"""*SAEmnesia Train*: an SAE on the user's own model, from a list of concepts."""
+"""*SAEmnesia Train*: an SAE on the user's own model, at one place or several, from a list of concepts."""
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -10,7 +12,9 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..sae_models.adapter import LoadedSae
-from ..sae_models.learning.job import train_to_file
+from ..sae_models.learning.job import Job, train_to_file
+from ..sae_models.learning.losses import Weights, push_at
+from ..sae_models.learning.origin import Origin
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
 from . import chart, files, training
@@ -22,20 +26,29 @@ GIGABYTE = 10**9
 
 
 class Preset(NamedTuple):
-    """What fits: pictures painted at once, maps a training step, d_sae as a multiple of the block's width, and
-    gigabytes of RAM for activations."""
+    """What fits: pictures painted at once, maps a training step, gigabytes of the SAEs in training (weights, gradients
+    and two moments), d_sae as a multiple of a block's width at most, and gigabytes of RAM for activations."""
     at_once: int
     batch: int
+    saes: float
     expansion: int
     memory: float
 
+    def jobs(self, origins: Sequence[Origin], k: int, settings: TrainSettings) -> list[Job]:
+        """An SAE for each place, all of one expansion: the largest that fits."""
+        fits = int(self.saes * GIGABYTE // sum(_needed(SaeConfig(o.d_in, o.d_in, 1)) for o in origins))
+        expansion = max(1, min(self.expansion, fits))
+        return [Job(origin, SaeConfig(origin.d_in, expansion * origin.d_in, k),
+                    replace(settings, weights=Weights(push=push_at(origin.hookpoint))), int(self.memory * GIGABYTE))
+                for origin in origins]
+
 
 PRESETS = {
-    "6 GB": Preset(2, 8, 8, 1.0),
-    "8 GB": Preset(4, 16, 16, 2.0),
-    "12 GB": Preset(8, 16, 16, 3.0),
-    "24 GB or more": Preset(16, 32, 16, 6.0),
-    "CPU, small model": Preset(17, 32, 8, 2.0),
+    "6 GB": Preset(2, 8, 1.6, 8, 1.0),
+    "8 GB": Preset(4, 16, 2.4, 16, 2.0),
+    "12 GB": Preset(8, 16, 3.2, 16, 3.0),
+    "24 GB or more": Preset(16, 32, 12.0, 16, 6.0),
+    "CPU, small model": Preset(17, 32, 2.0, 8, 2.0),
 }
 
 
@@ -44,8 +57,9 @@ class Train(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SAEmnesiaTrain", display_name="SAEmnesia Train", category="SAEmnesia",
-            description="Teach an SAE concepts of your own model: one neuron for each. It paints pictures with the "
-                        "model and learns from them. Stop it whenever you like: queued again, it goes on.",
+            description="Teach an SAE concepts of your own model: one neuron for each at every place where words "
+                        "enter. It paints pictures with the model, learns from them, and measures how much of each "
+                        "concept is removed. Stop it whenever you like: queued again, it goes on.",
             is_output_node=True, hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn; only read, never changed."),
@@ -59,16 +73,19 @@ class Train(io.ComfyNode):
                     "What is painted to learn from, one template a line: a photo of {object}; {object}, {style}; or {} "
                     "for any concept. Empty: some simple ones.")),
                 io.Combo.Input("memory", options=list(PRESETS), default="8 GB", tooltip=(
-                    "How much memory your graphics card has. More lets it paint and learn faster.")),
+                    "How much memory your graphics card has. More lets it paint and learn faster, and gives each place "
+                    "more neurons: at the 16 cross-attentions of SD 1.5 4, 6, 8 or 16 for each number of its width, "
+                    "which take 1.6, 2.4, 3.2 or 6.4 GB while they learn.")),
                 io.Int.Input("pictures", default=600, min=1, max=1_000_000, tooltip=(
                     "How many pictures are painted to learn from. More learns better and takes longer; some ten for "
                     "each concept are the least.")),
                 io.Int.Input("training_steps", default=3500, min=2, max=10_000_000, tooltip=(
                     "How long it learns from them. More learns better, up to a point.")),
                 *painting_inputs(steps=20),
-                io.String.Input("hookpoint", default="up_blocks.1.attentions.1", tooltip=(
-                    "The block to learn. The default is where SD 1.x decides what an object is; styles are one "
-                    "further, up_blocks.1.attentions.2.")),
+                io.String.Input("hookpoint", default="", tooltip=(
+                    "Empty: every cross-attention of the model, where words enter (start here). Or blocks of your "
+                    "own choice, separated by commas, such as up_blocks.1.attentions.1, where SD 1.x decides what an "
+                    "object is.")),
                 io.Int.Input("k", default=32, min=1, max=1024, tooltip="How many neurons may fire for a place."),
                 io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
                     "Another seed, other pictures.")),
@@ -76,8 +93,8 @@ class Train(io.ComfyNode):
                     "Store what the model puts out in models/sae/<name>.activations, to learn from it again without "
                     "painting. It takes gigabytes.")),
                 files.SaeType.Input("start", optional=True, tooltip=(
-                    "An SAE of the same block, yours or a published one, to teach the concepts. Then all steps go into "
-                    "the concepts, and k is that SAE's. Without it a new SAE is trained first.")),
+                    "An SAE of the same places, yours or a published one, to teach the concepts. Then all steps go "
+                    "into the concepts, and k is that SAE's. Without it a new SAE is trained first.")),
             ],
             outputs=[files.SaeType.Output("sae", display_name="SAE"), io.Image.Output("report_picture"),
                      io.String.Output("report")],
@@ -93,29 +110,30 @@ class Train(io.ComfyNode):
                 keep_activations: bool, start: LoadedSae | None = None) -> io.NodeOutput:
         preset, out = PRESETS[memory], files.new_path(name)
         painting = Painting(width, height, steps, cfg, batch=min(preset.at_once, pictures), seed=seed)
-        what = training.lesson(concepts, prompts, hookpoint, painting, pictures)
-        d_in = training.width(model, what.hookpoint)
+        what = training.lesson(concepts, prompts, painting, pictures)
+        places = training.places(model, hookpoint, start)
+        what = what if len(places) == 1 else what.holding_out()
+        origins = training.origins(model, what, places)
         first = 0 if start else max(1, training_steps * 3 // 7)
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
-        config = SaeConfig(d_in, preset.expansion * d_in, k)
-        job = training.job(model, what, config, settings, int(preset.memory * GIGABYTE))
-        chunks = job.origin.chunks + len(job.origin.held_out)
-        shown = Shown(chunks, painting.steps, settings.steps, cls.hidden.unique_id)
+        jobs = preset.jobs(origins, k, settings)
+        shown = Shown(origins[0], painting.steps, settings.steps, cls.hidden.unique_id)
         keep = out.with_name(out.stem + ".activations") if keep_activations else None
-        make = training.source(model, clip, what, job, keep, shown.painted)
+        make = training.source(model, clip, what, origins, keep, shown.painted)
         device = comfy.model_management.get_torch_device()
         with torch.inference_mode(False), torch.enable_grad():
-            job = job.starting_from(start.path) if start else job
-            comfy.model_management.free_memory(_needed(job.config), device)
-            report = train_to_file(job, _inference(make), out, shown.trained, device)
+            jobs = [job.starting_from(start.path) for job in jobs] if start else jobs
+            comfy.model_management.free_memory(sum(_needed(job.config) for job in jobs) + GIGABYTE, device)
+            report = train_to_file(jobs, _inference(make), out, shown.trained, device)
+        report = training.measured(model, clip, what, out, report, shown.measured)
         picture = np.asarray(chart.report_picture(report, settings.steps), dtype=np.float32) / 255
         return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(),
                              ui={"text": [report.as_text()]})
 
 
 def _needed(config: SaeConfig) -> int:
-    """Bytes of the SAE, its gradients and two moments, and a gigabyte for a step."""
-    return 2 * config.d_sae * config.d_in * 4 * 4 + GIGABYTE
+    """Bytes of the SAE, its gradients and two moments."""
+    return 2 * config.d_sae * config.d_in * 4 * 4
 
 
 def _inference(make):
@@ -126,14 +144,15 @@ def _inference(make):
 
 
 class Shown:
-    """Progress of painting and training in the page: bar, curve and time left. A cancelled run is stopped here, within
-    a step: the host's progress bar raises too."""
+    """Progress of painting, training and measuring in the page: bar, curve and time left. A cancelled run is stopped
+    here, within a step: the host's progress bar raises too."""
 
-    def __init__(self, chunks: int, sampling_steps: int, steps: int, node: str | None) -> None:
-        self.painting, self.steps, self.node = chunks * sampling_steps, steps, node
-        self.bar = comfy.utils.ProgressBar(self.painting + steps, node_id=node)
+    def __init__(self, origin: Origin, sampling_steps: int, steps: int, node: str | None) -> None:
+        self.painting, self.steps, self.node = (origin.chunks + len(origin.held_out)) * sampling_steps, steps, node
+        self.measuring = len(origin.subjects) * sampling_steps
+        self.bar = comfy.utils.ProgressBar(self.painting + steps + self.measuring, node_id=node)
         self.curve: list[dict[str, float]] = []
-        self.ticks, self.step, self.began = 0, 0, time.monotonic()
+        self.ticks, self.step, self.measures, self.began = 0, 0, 0, time.monotonic()
 
     def painted(self) -> None:
         self.ticks += 1
@@ -149,13 +168,17 @@ class Shown:
         else:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
+    def measured(self) -> None:
+        self.measures += 1
+        self._update(None)
+
     def _update(self, preview: tuple | None) -> None:
-        done = min(self.ticks, self.painting) + self.step
-        left = (time.monotonic() - self.began) / max(done, 1) * (self.painting + self.steps - done)
+        done = min(self.ticks, self.painting) + self.step + self.measures
+        left = (time.monotonic() - self.began) / max(done, 1) * (self.painting + self.steps + self.measuring - done)
         if self.node and hasattr(PromptServer.instance, "send_progress_text"):
             PromptServer.instance.send_progress_text(
-                f"painted {self.ticks}/{self.painting} steps, learned {self.step}/{self.steps}, "
-                f"about {left / 60:.0f} min left", self.node)
+                f"painted {self.ticks}/{self.painting} steps, learned {self.step}/{self.steps}, measured "
+                f"{self.measures}/{self.measuring}, about {left / 60:.0f} min left", self.node)
         self.bar.update_absolute(done, preview=preview)
 
 

@@ -34,6 +34,11 @@ def is_attention(hookpoint: str) -> bool:
     return hookpoint.endswith(ATTENTION)
 
 
+def is_unet(model: nn.Module) -> bool:
+    """Whether it is built as the UNets of SD 1.x, SD 2.x and SDXL are."""
+    return hasattr(model, "input_blocks") and hasattr(model, "output_blocks")
+
+
 def _has_attention(module: nn.Module) -> bool:
     return hasattr(module, "transformer_blocks")
 
@@ -78,7 +83,7 @@ def paths(unet: nn.Module, wanted: Sequence[str]) -> list[str]:
 
     Raises SaeError when the model has no such place, naming those it has.
     """
-    if not (hasattr(unet, "input_blocks") and hasattr(unet, "output_blocks")):
+    if not is_unet(unet):
         raise SaeError(f"'{wanted[0]}' is a block of a UNet (SD 1.x, 2.x, SDXL), but this model is a "
                        f"{type(unet).__name__}: load a checkpoint of the SAE's base model")
     names = hookpoints(unet) | (cross_attentions(unet) if any(map(is_attention, wanted)) else {})
@@ -98,6 +103,11 @@ def find(unet: nn.Module, hookpoint: str) -> nn.Module:
     Raises SaeError as `paths` does.
     """
     return unet.get_submodule(paths(unet, [hookpoint])[0])
+
+
+def hears(attention: nn.Module) -> bool:
+    """Whether words can come through a cross-attention: none can where its values or outputs are multiplied by 0."""
+    return bool(attention.to_v.weight.any()) and bool(attention.to_out[0].weight.any())
 
 
 def attention_key(path: str) -> tuple[str, int, int]:

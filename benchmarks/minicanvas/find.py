@@ -33,7 +33,7 @@ def find_graph(concept: str, pictures: int) -> Graph:
                            name=FILE, concepts=own[0], contrast="\n".join(line for line in lines if line not in own),
                            prompts="{object}, {style}", how="a neuron of its own", neurons=0, pictures=pictures,
                            at_once=min(16, pictures), width=CANVAS_PX, height=CANVAS_PX, steps=bench.STEPS,
-                           cfg=bench.CFG, seed=0),
+                           cfg=bench.CFG, seed=0, hookpoint=""),
     }
 
 

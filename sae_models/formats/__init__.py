@@ -5,8 +5,8 @@ Only safetensors and JSON are read here; what is published as a pickle is made o
 """
 from .header import Header, Rows
 from .layouts import Weights
-from .ours import Part, write, write_places
+from .ours import Part, note_measured, write, write_places
 from .reading import only, read_header, read_headers, read_rows, read_rows_at, read_sae, read_statistics
 
-__all__ = ["Header", "Part", "Rows", "Weights", "only", "read_header", "read_headers", "read_rows", "read_rows_at",
-           "read_sae", "read_statistics", "write", "write_places"]
+__all__ = ["Header", "Part", "Rows", "Weights", "note_measured", "only", "read_header", "read_headers", "read_rows",
+           "read_rows_at", "read_sae", "read_statistics", "write", "write_places"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from ..concepts import Concept, Statistics, refuse_twice
@@ -74,6 +75,20 @@ def write_places(path: str | Path, parts: Sequence[Part], dtype: torch.dtype = t
     if concepts:
         tensors |= _tables(reduce(Statistics.joined, statistics))
     write_tensors(Path(path), tensors, {METADATA_KEY: _describe_places(headers, concepts)})
+
+
+def note_measured(path: Path, shares: Mapping[str, Mapping[str, float]]) -> None:
+    """Write what was measured of some concepts, by name, into a file; nothing else of it changes.
+
+    Raises SaeError when the disk is full.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata, names = file.metadata(), [*file.keys()]
+        tensors = {name: file.get_tensor(name).clone() for name in names}  # Windows replaces no file that is mapped
+    data = json.loads(metadata[METADATA_KEY])
+    for concept in data["concepts"]:
+        concept |= {"measured": dict(shares[concept["name"]])} if concept["name"] in shares else {}
+    write_tensors(path, tensors, metadata | {METADATA_KEY: json.dumps(data)})
 
 
 def layout_at(width: int) -> Layout:

@@ -240,14 +240,19 @@ def _read_statistics(file: Any, described: _Described, header: Header, concepts:
         [known.index(w) if w in known else len(known) for w in wanted])
 
 
-def read_sae(path: str | Path) -> tuple[Sae, Header]:
-    """Read a whole SAE of one place as fp32, for training and scoring.
+def read_sae(path: str | Path, hookpoint: str = "") -> tuple[Sae, Header]:
+    """Read a whole SAE of one place as fp32, for training and scoring; hookpoint: which, where there are several.
 
-    Raises SaeError as `read_header` does, and for weights that are not finite.
+    Raises SaeError as `read_header` does, for a place that is not among several, and for weights that are not finite.
     """
     path = Path(path)
     with _open(path) as file:
-        described = only(_describe(file, path), path.name)
+        places = _describe(file, path)
+        if len(places) > 1 and hookpoint:
+            places = [place for place in places if place.header.hookpoint == hookpoint]
+        if not places:
+            raise SaeError(f"{path.name} has no SAE of block {hookpoint}: choose one of its own, or another file")
+        described = only(places, path.name)
         weights = _weights(file, described)
     if not all(part.isfinite().all() for part in weights):
         raise SaeError(f"{path.name} has weights that are not finite (NaN or infinite): download or train it again")

@@ -1,11 +1,13 @@
 """From maps to a file: train, judge on pictures held out, write the SAE with its concepts and the report beside it.
 
-An SAE that is there already, ours or published, can be gone on from: only the concepts are then learned. While it runs,
-`<file>.training` holds its whole state; the same job started again goes on from there.
+A job is the SAE of one place. Several jobs that learn from the same pictures are one run and one file, in which a
+concept has a neuron at each place. An SAE that is there already, ours or published, can be gone on from: only the
+concepts are then learned. While it runs, `<file>.training` holds its whole state; the same jobs started again go on
+from there.
 """
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,20 +15,22 @@ import torch
 
 from ..concepts import Concept
 from ..errors import SaeError
-from ..formats import Header, read_header, read_sae, write
+from ..formats import Header, Part, Weights, note_measured, read_headers, read_sae, write, write_places
 from ..sae import Sae, SaeConfig
 from ..storage import write_json, write_text
 from . import parallel, report, scoring
-from .maps import MakeChunk, Maps, Window, joined
+from .maps import MakeChunk, Parted, Window, joined, move_together
 from .origin import Origin
-from .training import SCORED_MAPS, Progress, Trainer, TrainSettings
+from .run import Progress, Run, Several
+from .training import SCORED_MAPS, Trainer, TrainSettings
 
 CHECKPOINT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides an SAE. memory: bytes of maps held at once; start: the SAE to go on from."""
+    """All that decides an SAE of one place. memory: bytes of maps held at once, of all places of a run; start: the SAE
+    to go on from."""
     origin: Origin
     config: SaeConfig
     settings: TrainSettings
@@ -38,7 +42,7 @@ class Job:
 
         Raises SaeError when that cannot be read, or is of another block.
         """
-        sae, header = read_sae(path)
+        sae, header = read_sae(path, self.origin.hookpoint)
         origin, residual = self.origin, {True: "output minus input", False: "output"}
         theirs = (header.hookpoint or origin.hookpoint, header.config.d_in, residual[header.residual])
         ours = (origin.hookpoint, origin.d_in, residual[origin.residual])
@@ -71,43 +75,58 @@ def report_of(out: Path) -> Path:
     return out.with_name(out.stem + ".report.json")
 
 
-def finished(job: Job, out: Path) -> bool:
-    """Whether `out` is already what this job makes.
+def digest(jobs: Sequence[Job]) -> str:
+    """Another for other jobs."""
+    each = [job.digest for job in jobs]
+    return each[0] if len(each) == 1 else hashlib.sha256(" ".join(each).encode()).hexdigest()[:16]
+
+
+def finished(jobs: Sequence[Job], out: Path) -> bool:
+    """Whether `out` is already what these jobs make.
 
     Raises SaeError when it is something else, which training would overwrite.
     """
     if not out.exists():
         return False
-    if (read_header(out).training or {}).get("job") == job.digest and report_of(out).exists():
+    if (read_headers(out)[0].training or {}).get("job") == digest(jobs) and report_of(out).exists():
         return True
     raise SaeError(f"{out.name} in {out.parent} is there already and was trained on something else: choose another "
                    f"name, or delete it first")
 
 
-def train_to_file(job: Job, make: MakeChunk, out: Path, progress: Progress, device: torch.device | str = "cpu",
-                  checkpoint_seconds: float = CHECKPOINT_SECONDS) -> report.Report:
-    """Train, or go on training, and write `out`, `<out>.report.json` and `.report.svg`; a finished job is only read.
+def train_to_file(jobs: Sequence[Job], make: MakeChunk, out: Path, progress: Progress,
+                  device: torch.device | str = "cpu", checkpoint_seconds: float = CHECKPOINT_SECONDS) -> report.Report:
+    """Train, or go on training, and write `out`, `<out>.report.json` and `.report.svg`; what is finished is only read.
 
-    Raises SaeError for an `out` that is something else, a checkpoint of another run, a loss that is not a number, and a
-    full disk.
+    jobs: one a place, of the same pictures. Raises SaeError for an `out` that is something else, a checkpoint of
+    another run, a loss that is not a number, and a full disk.
     """
-    if finished(job, out):
+    if finished(jobs, out):
         return report.from_json(report_of(out))
-    window = Window(make, job.origin.chunks, job.memory, device)
-    trainer = Trainer(job.config, job.origin.subjects, window, job.settings, device, job.origin.about,
-                      job.start)
-    checkpoint = checkpoint_of(out)
+    run, checkpoint = _run(jobs, make, device), checkpoint_of(out)
     if checkpoint.exists():
-        trainer.resume(checkpoint)
-    trainer.run(progress, _saver(trainer, checkpoint, checkpoint_seconds))
-    held_out = joined(list(window.made(job.origin.held_out).values()))
-    result = _finish(job, trainer, held_out, out)
+        run.resume(checkpoint)
+    run.run(progress, _saver(run, checkpoint, checkpoint_seconds))
+    result = _finish(jobs, run, out)
     if parallel.world()[0] == 0:
         checkpoint.unlink(missing_ok=True)
+    parallel.wait()
     return result
 
 
-def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
+def _run(jobs: Sequence[Job], make: MakeChunk, device: torch.device | str) -> Run:
+    parted = Parted(make)
+
+    def trainer(job: Job) -> Trainer:
+        origin = job.origin
+        window = Window(parted.at(origin.hookpoint), origin.chunks, job.memory, device)
+        return Trainer(job.config, origin.subjects, window, job.settings, device,
+                       origin.about | {"hookpoint": origin.hookpoint}, job.start)
+    trainers = {job.origin.hookpoint: trainer(job) for job in jobs}
+    return Several(trainers) if len(jobs) > 1 else next(iter(trainers.values()))
+
+
+def _saver(run: Run, path: Path, seconds: float) -> Callable[..., None]:
     last = time.monotonic()
 
     def save(now: bool = False) -> None:
@@ -116,24 +135,70 @@ def _saver(trainer: Trainer, path: Path, seconds: float) -> Callable[..., None]:
         if parallel.data()[0] or (now and parallel.shard()[1] > 1):
             return
         due = now or time.monotonic() - last >= seconds
-        if parallel.team_agrees(bool(due and trainer.step and trainer.sound())):
-            trainer.save(path)
+        if parallel.team_agrees(bool(due and run.step and run.sound())):
+            run.save(path)
             last = time.monotonic()
     return save
 
 
-def _finish(job: Job, trainer: Trainer, held_out: Maps, out: Path) -> report.Report:
+def _finish(jobs: Sequence[Job], run: Run, out: Path) -> report.Report:
+    trainers = [*run.trainers.values()]
+    move_together([trainer.window for trainer in trainers], 1.0)
+    learned = [_learned(job, trainer) for job, trainer in zip(jobs, trainers, strict=True)]
+    reports = {job.origin.hookpoint: _judged(job, trainer, sae, part)
+               for job, trainer, (sae, part) in zip(jobs, trainers, learned, strict=True)}
+    result = report.over_places(reports, run.curve)
+    if parallel.world()[0] == 0:
+        _write_report(result, out)
+        summary = {"job": digest(jobs), "fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
+                   "steps": jobs[0].settings.steps, "seed": jobs[0].settings.seed} | jobs[0].origin.about
+        _write(out, [(sae, part._replace(header=replace(part.header, training=summary))) for sae, part in learned])
+    return result
+
+
+def _learned(job: Job, trainer: Trainer) -> tuple[Sae, Part]:
+    """A place's whole SAE, with its concepts and their statistics; the maps it learned from are let go."""
     origin, sae = job.origin, trainer.sae.whole()
-    trainer.window.move(1.0)
     statistics = scoring.measure(sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
+    trainer.window.forget()
     concepts = tuple(Concept(subject.name, (latent,), subject.kind, subject.said)
                      for subject, latent in zip(origin.subjects, trainer.latents, strict=True))
-    result = report.evaluate(sae, concepts, statistics, held_out, trainer.first_scores, trainer.curve)
+    header = Header(job.config, origin.hookpoint, origin.base, origin.residual, concepts)
+    weights = (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec)
+    return sae, Part(header, Weights(*(weight.detach().cpu() for weight in weights)), statistics)
+
+
+def _judged(job: Job, trainer: Trainer, sae: Sae, part: Part) -> report.Report:
+    """What a place's SAE does on pictures held out."""
+    held_out = joined([*trainer.window.made(job.origin.held_out).values()])
+    return report.evaluate(sae, part.header.concepts, part.statistics, held_out, trainer.first_scores, trainer.curve)
+
+
+def _write(out: Path, learned: Sequence[tuple[Sae, Part]]) -> None:
+    """A file of one place is written in fp32, one of several in fp16."""
+    if len(learned) == 1:
+        sae, part = learned[0]
+        return write(out, sae, part.header, part.statistics)
+    write_places(out, [part for _, part in learned], torch.float16)
+
+
+def _write_report(result: report.Report, out: Path) -> None:
+    write_json(report_of(out), result.as_json())
+    write_text(out.with_name(out.stem + ".report.svg"), report.as_svg(result))
+
+
+def unmeasured(out: Path) -> list[str]:
+    """The concepts of a finished file of which is not known how much of them it removes."""
+    return list(dict.fromkeys(c.name for header in read_headers(out) for c in header.concepts if c.measured is None))
+
+
+def add_measured(out: Path, shares: Mapping[str, Mapping[str, float]]) -> report.Report:
+    """Write what was measured of some concepts, by name, into a finished file and its report.
+
+    The file is written last, because it decides what is still to be measured. Raises SaeError when the disk is full.
+    """
+    result = report.measured(report.from_json(report_of(out)), shares)
     if parallel.world()[0] == 0:
-        summary = {"job": job.digest, "fvu": round(result.fvu, 4), "centralisation": round(result.centralisation, 3),
-                   "steps": job.settings.steps, "seed": job.settings.seed} | origin.about
-        header = Header(job.config, origin.hookpoint, origin.base, origin.residual, concepts, summary)
-        write_json(report_of(out), result.as_json())
-        write_text(out.with_name(out.stem + ".report.svg"), report.as_svg(result))
-        write(out, sae, header, statistics)
+        _write_report(result, out)
+        note_measured(out, shares)
     return result

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
+from ..hookpoint import is_attention
 from ..sae import Sae
 from .maps import Maps
 from .parallel import total
@@ -29,6 +30,11 @@ class Weights:
     silence: float = 1.0
     margin: float = 0.5
     push: float = 1.0
+
+
+def push_at(hookpoint: str) -> float:
+    """`Weights.push` of a place: at a cross-attention to carry what the words add is enough, more is further away."""
+    return 0.0 if is_attention(hookpoint) else Weights.push
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """What an SAE is trained on: block outputs with their counterfactuals, in chunks that stream through bounded memory.
 
 A chunk is made by number, always the same for the same number, so nothing needs to be stored: a run that goes on after
-a stop makes its chunks anew. When asked, chunks are kept on disk as fp16 shards with an index.
+a stop makes its chunks anew. When asked, chunks are kept on disk as fp16 shards with an index. The maps of several
+places come from the same pictures: they are made at once, and each place's window takes its own.
 """
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from ..errors import SaeError
 from ..storage import write_json, write_tensors
 from . import parallel
 
-MakeChunk = Callable[[int], "Maps"]
+MakeMaps = Callable[[int], "Maps"]
+"""Makes the maps of one place, by number of the chunk."""
+MakeChunk = Callable[[int], Mapping[str, "Maps"]]
+"""Makes the maps of all places, by hookpoint, of the same calls of the model."""
+INDEX = "index.json"
 
 
 @dataclass
@@ -71,6 +76,22 @@ def joined(parts: Sequence[Maps]) -> Maps:
     return Maps(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Maps)))
 
 
+class Parted:
+    """Chunks of several places, each made once and handed out place by place; what a place has not taken yet waits."""
+
+    def __init__(self, make: MakeChunk) -> None:
+        self.make = make
+        self.waiting: dict[tuple[int, str], Maps] = {}
+
+    def at(self, place: str) -> MakeMaps:
+        """What makes the chunks of one place."""
+        def maps(number: int) -> Maps:
+            if (number, place) not in self.waiting:
+                self.waiting |= {(number, name): part for name, part in self.make(number).items()}
+            return self.waiting.pop((number, place))
+        return maps
+
+
 class Window:
     """The chunks that fit in memory: all of them, or a part that moves from the first to the last as training goes on.
 
@@ -78,7 +99,7 @@ class Window:
     Where several processes train, each makes a part of the chunks and all hold all; device: what they exchange them on.
     """
 
-    def __init__(self, make: MakeChunk, n_chunks: int, capacity: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, make: MakeMaps, n_chunks: int, capacity: int, device: torch.device | str = "cpu") -> None:
         if n_chunks < 1:
             raise SaeError(f"expected at least 1 chunk to train on, got {n_chunks}")
         self.make, self.n_chunks, self.capacity, self.device = make, n_chunks, capacity, torch.device(device)
@@ -87,16 +108,16 @@ class Window:
 
     def move(self, done: float) -> None:
         """Hold what belongs to this share of training (0..1), making the chunks that are missing."""
-        if self.length is None:
-            self._hold([0])
-            self.length = max(1, min(self.n_chunks, self.capacity // self.held[0].bytes))
-        first = round(done * (self.n_chunks - self.length))
-        wanted = range(first, first + self.length)
-        self.held = {i: maps for i, maps in self.held.items() if i in wanted}
-        self._hold([i for i in wanted if i not in self.held])
+        move_together([self], done)
 
-    def _hold(self, missing: Sequence[int]) -> None:
+    def hold(self, numbers: Sequence[int]) -> None:
+        """Hold these chunks too, making those that are missing."""
+        missing = [i for i in numbers if i not in self.held]
         self.held = dict(sorted({**self.held, **self.made(missing)}.items()))
+
+    def forget(self, kept: Sequence[int] = ()) -> None:
+        """Hold no chunk but these."""
+        self.held = {i: maps for i, maps in self.held.items() if i in kept}
 
     def made(self, numbers: Sequence[int]) -> dict[int, Maps]:
         """Chunks by number, made now."""
@@ -122,19 +143,36 @@ class Window:
         return maps.pick(torch.randperm(len(maps), generator=torch.Generator().manual_seed(seed))[:most])
 
 
+def move_together(windows: Sequence[Window], done: float) -> None:
+    """`Window.move` for the windows of several places, which hold the same chunks and share the capacity of one."""
+    first = windows[0]
+    if first.length is None:
+        for window in windows:
+            window.hold([0])
+        length = max(1, min(first.n_chunks, first.capacity // sum(window.held[0].bytes for window in windows)))
+        for window in windows:
+            window.length = length
+    start = round(done * (first.n_chunks - first.length))
+    wanted = range(start, start + first.length)
+    for window in windows:
+        window.forget(wanted)
+    for window in windows:
+        window.hold(wanted)
+
+
 class Shards:
-    """Chunks on disk, `maps-00000.safetensors` and on, beside an `index.json` that says of what they are.
+    """Chunks of one place on disk, `maps-00000.safetensors` and on, beside an `index.json` that says of what they are.
 
     make: makes a chunk that is not there yet; None where only stored ones are read. about: what must not change between
     runs (model, prompts, settings).
     """
 
-    def __init__(self, folder: Path, make: MakeChunk | None = None, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, make: MakeMaps | None = None, about: dict[str, Any] | None = None) -> None:
         self.folder, self.make_new = folder, make
-        index = folder / "index.json"
+        index = folder / INDEX
         if not index.exists():
             if make is None:
-                raise SaeError(f"there are no stored activations in {folder}: it has no index.json")
+                raise SaeError(f"there are no stored activations in {folder}: it has no {INDEX}")
             write_json(index, about)
         self.about = self._read(index)
         if about is not None and self.about != json.loads(json.dumps(about)):

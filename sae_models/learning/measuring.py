@@ -53,8 +53,17 @@ class Effect:
     def gain(self) -> float:
         return self.removed - self.touched
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """As a concept keeps it."""
+        return {"removed": self.removed, "touched": self.touched}
+
     def in_words(self) -> str:
-        return f"{self.removed:.0%} removed, others {self.touched:.1%} touched"
+        return in_words(**self.shares)
+
+
+def in_words(removed: float, touched: float) -> str:
+    return f"{removed:.0%} removed, others {touched:.1%} touched"
 
 
 def _square(x: Tensor, sigma: float) -> float:

@@ -116,6 +116,12 @@ def team_agrees(flag: bool) -> bool:
     return bool(said)
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
 def spread(make: Callable[[int], dict[str, Tensor]], numbers: Sequence[int], device: torch.device) -> dict[int, dict]:
     """{number: make(number)}, each made by one process and given to all."""
     rank, size = world()

@@ -6,8 +6,11 @@ lines such as `{object}, {style}` or `a photo of {}`, where {} takes concepts of
 """
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from ..concepts import Concept, refuse_twice
 from ..errors import SaeError
@@ -129,3 +132,26 @@ def _tidy(text: str) -> str:
 def _unjoined(part: str) -> str:
     part = re.sub(rf"(^|\b(?:{JOINTS}) )(?:and|or) ", r"\1", part)
     return re.sub(rf"(?:(?:^| )(?:{JOINTS}|and|or))+$", "", part)
+
+
+def hold_out(prompts: Sequence[Prompt], share: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to learn from, and others to measure on: at most one in `share` of those that say a concept, of every
+    concept that has so many."""
+    count, held = Counter(number for prompt in prompts for number in prompt.said), Counter()
+    chosen = set()
+    for i in torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist():
+        if all(held[number] < count[number] // share for number in prompts[i].said):
+            chosen.add(i)
+            held.update(prompts[i].said)
+    parts = ([prompt for i, prompt in enumerate(prompts) if (i in chosen) == kept] for kept in (False, True))
+    return tuple(parts)
+
+
+def trial(number: int, held_out: Sequence[Prompt],
+          prompts: Sequence[Prompt]) -> tuple[list[tuple[str, str]], list[str]]:
+    """What to measure a concept on: texts that say it, each with the same without it, and texts that do not say it.
+    They are of `held_out`, or of `prompts` where none of those will do; where all say it, the texts without it."""
+    said, others = ([prompt for prompt in held_out if (number in prompt.said) == says]
+                    or [prompt for prompt in prompts if (number in prompt.said) == says] for says in (True, False))
+    pairs = [(prompt.text, prompt.without[prompt.said.index(number)]) for prompt in said]
+    return pairs, [prompt.text for prompt in others] or [without for _, without in pairs]

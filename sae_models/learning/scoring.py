@@ -89,7 +89,7 @@ def measure(sae: Sae, maps: Maps, latents: list[int], owners: list[int] | None =
 
     latents [F]; owners [F]: the concept of each, unless there is one latent a concept. The threshold is what all but
     1 - `quantile` of the tokens of maps without the concept stay under. A level at which a concept is never (always)
-    present takes its mean (threshold) from all levels.
+    present takes its mean (threshold) from all levels; the mean of a concept that is never present is 0.
     """
     z = torch.cat([concept_logits(sae, tokens, latents) for tokens in (maps.tokens, maps.without)]).relu()
     labels, sigmas = torch.cat([maps.labels, maps.left()]), maps.sigmas.repeat(2)
@@ -102,7 +102,7 @@ def measure(sae: Sae, maps: Maps, latents: list[int], owners: list[int] | None =
             absent = z[here][~present] if not present.all() else z[~labels[:, concept]]
             shown = z[here][present] if present.any() else z[labels[:, concept]]
             thresholds[row, column] = _quantile(absent[..., row], quantile)
-            means[row, column] = shown[..., row].mean()
+            means[row, column] = shown[..., row].mean() if len(shown) else 0.0
     return Statistics(tuple(levels.tolist()), thresholds, means)
 
 

@@ -8,38 +8,43 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import SaeError
 from ..sae import SaeConfig
 from . import parallel
 from .job import CHECKPOINT_SECONDS, Job, train_to_file
-from .losses import Weights
-from .maps import MakeChunk, Shards
-from .origin import of_stored
+from .losses import Weights, push_at
+from .maps import MakeChunk
+from .origin import Origin, stored
 from .report import Report
-from .training import Progress, TrainSettings
+from .run import Progress
+from .training import TrainSettings
 
 GIGABYTE = 10**9
+EXPANSION, EXPANSION_OF_SEVERAL = 16, 4
+"""Latents for each number of a token's width, where only one place is learned and where several are."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What is trained and for how long, whatever the maps come from."""
     parser.add_argument("--out", type=Path, required=True, help="the SAE file to write, in models/sae")
-    parser.add_argument("--start", type=Path, help="an SAE of the same block, ours or published, to teach the "
+    parser.add_argument("--start", type=Path, help="an SAE of the same places, ours or published, to teach the "
                         "concepts: the first stage, --latents and --k are then left out")
-    parser.add_argument("--latents", type=int, default=0, help="d_sae; 16 times the block's width unless given")
+    parser.add_argument("--latents", type=int, default=0, help=f"d_sae; {EXPANSION} times the block's width unless "
+                        f"given, and {EXPANSION_OF_SEVERAL} times each block's width at several places")
     parser.add_argument("--k", type=int, default=32, help="latents a token keeps")
     parser.add_argument("--unsupervised-steps", type=int, default=TrainSettings.unsupervised_steps)
     parser.add_argument("--supervised-steps", type=int, default=TrainSettings.supervised_steps)
     parser.add_argument("--batch", type=int, default=16, help="maps a step")
     parser.add_argument("--lr", type=float, default=TrainSettings.lr)
-    parser.add_argument("--push", type=float, default=Weights.push,
-                        help="how much more than the concept's difference its neuron shall carry")
+    parser.add_argument("--push", type=float, help="how much more than its difference a concept.s neuron shall carry; "
+                        f"unless given {Weights.push:g} at a block and 0 at a cross-attention")
     parser.add_argument("--loss", choices=("carry", "published"), default="carry",
                         help="stage two: ours, or SAEmnesia's as published")
-    parser.add_argument("--memory", type=float, default=2.0, help="gigabytes of RAM for activations")
+    parser.add_argument("--memory", type=float, default=2.0,
+                        help="gigabytes of RAM for activations, those of all places together")
     parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS,
                         help="how often the state of the run is written beside the SAE")
     parser.add_argument("--shards", type=int, default=1, help="how many processes share the latents of one SAE, where "
@@ -47,13 +52,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def settings_of(options: argparse.Namespace) -> TrainSettings:
+def settings_of(options: argparse.Namespace, hookpoint: str) -> TrainSettings:
+    push = push_at(hookpoint) if options.push is None else options.push
     return TrainSettings(options.unsupervised_steps, options.supervised_steps, options.batch, options.lr,
-                         published=options.loss == "published", seed=options.seed, weights=Weights(push=options.push))
+                         published=options.loss == "published", seed=options.seed, weights=Weights(push=push))
 
 
-def config_of(options: argparse.Namespace, d_in: int) -> SaeConfig:
-    return SaeConfig(d_in, options.latents or 16 * d_in, options.k)
+def jobs_of(options: argparse.Namespace, origins: Sequence[Origin]) -> list[Job]:
+    """A job a place."""
+    expansion = EXPANSION if len(origins) == 1 else EXPANSION_OF_SEVERAL
+    return [Job(origin, SaeConfig(origin.d_in, options.latents or expansion * origin.d_in, options.k),
+                settings_of(options, origin.hookpoint), int(options.memory * GIGABYTE)) for origin in origins]
 
 
 def progress_lines(steps: int) -> Progress:
@@ -72,29 +81,28 @@ def progress_lines(steps: int) -> Progress:
     return progress
 
 
-def run(job: Job, make: MakeChunk, options: argparse.Namespace) -> Report:
-    """Train and say what came of it."""
+def run(jobs: Sequence[Job], make: MakeChunk, options: argparse.Namespace,
+        measured: Callable[[Report], Report] = lambda report: report) -> None:
+    """Train and say what came of it; measured: adds to the report of a finished file what can be measured of it."""
     out = options.out
     parallel.split_latents(options.shards)
-    job = job.starting_from(options.start) if options.start else job
-    report = train_to_file(job, make, out, progress_lines(job.settings.steps), parallel.device(),
-                           options.checkpoint_seconds)
+    jobs = [job.starting_from(options.start) for job in jobs] if options.start else jobs
+    report = measured(train_to_file(jobs, make, out, progress_lines(jobs[0].settings.steps), parallel.device(),
+                                    options.checkpoint_seconds))
     if parallel.world()[0] == 0:
         print(f"\n{report.as_text()}\n\nwritten: {out} ({out.stat().st_size / 1e6:.1f} MB), "
               f"{out.stem}.report.json and {out.stem}.report.svg beside it")
-    return report
 
 
 def train_stored(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sae_models.learning.train", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("activations", type=Path, help="a folder of stored activations, with its index.json")
+    parser.add_argument("activations", type=Path, help="a folder of stored activations with its index.json, or of such "
+                        "folders, one a place")
     add_options(parser)
     options = parser.parse_args(arguments)
-    shards = Shards(options.activations)
-    origin = of_stored(shards, options.activations)
-    job = Job(origin, config_of(options, origin.d_in), settings_of(options), int(options.memory * GIGABYTE))
-    run(job, shards.make, options)
+    origins, make = stored(options.activations)
+    run(jobs_of(options, origins), make, options)
 
 
 def main(train=train_stored) -> None:

@@ -2,35 +2,31 @@
 
 Stage one is SAeUron's (arXiv 2501.18052, appendix): FVU and AuxK. Then each concept gets one latent by score, as in
 SAEmnesia (arXiv 2509.21379, section 3.2), and stage two goes on with the concepts' losses beside the first (`losses`).
-The whole state of a run is its checkpoint: a run that was stopped goes on as if it had not been.
+The loop and its checkpoint are in `run`.
 """
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import SaeError
 from ..sae import Sae, SaeConfig
-from ..storage import write_tensors
 from . import losses, parallel, scoring
 from .fitting import initialise_concepts
 from .losses import Weights
 from .maps import Maps, Window
 from .prompts import Subject
+from .run import Run
 from .shard import SaeShard
 from .sparse import Coded, bfloat16_is_fast, code, row_products
 
-Progress = Callable[[int, dict[str, float]], None]
-METADATA_KEY = "saemnesia-training"
-REPORT_EVERY = 10
 SCORED_MAPS = 2048
 log = logging.getLogger("saemnesia")
 
@@ -63,9 +59,10 @@ class TrainSettings:
         return self.unsupervised_steps + self.supervised_steps
 
 
-class Trainer:
-    """One run. `about`: what the maps were made of (model, prompts); a checkpoint of anything else is refused. `start`:
-    an SAE to go on from; without one there has to be a first stage."""
+class Trainer(Run):
+    """The SAE of one place in training: a run of its own, unless it is one of `Several`. `about`: what the maps were
+    made of (model, prompts, place); a checkpoint of anything else is refused. `start`: an SAE to go on from; without
+    one there has to be a first stage."""
 
     def __init__(self, config: SaeConfig, subjects: Sequence[Subject], window: Window, settings: TrainSettings,
                  device: torch.device | str = "cpu", about: dict[str, Any] | None = None,
@@ -86,32 +83,27 @@ class Trainer:
         self.curve: list[dict[str, float]] = []
         self.optimizer = self._new_optimizer()
 
-    # --- the run ---------------------------------------------------------------------------------------
+    # --- its part of a run -----------------------------------------------------------------------------
 
-    def run(self, progress: Progress, save: Callable[..., None] = lambda now=False: None) -> None:
-        """Train to the end. `progress(step, {"fvu": ..., ...})` is called after every step, every `REPORT_EVERY` steps
-        with numbers and then followed by `save()`; what `progress` or the making of maps raises stops the run, after a
-        last `save(now=True)`.
+    @property
+    def trainers(self) -> Mapping[str, "Trainer"]:
+        return {"": self}
 
-        Raises SaeError when the loss is no longer a number.
-        """
-        while self.step < self.settings.steps:
-            with _saved_if_stopped(save):
-                self.window.move(self.step / self.settings.steps)
-                if self.step == self.settings.unsupervised_steps and not self.latents:
-                    self._begin_supervised()
-            numbers = self._step_that_fits()
-            due = self.step % REPORT_EVERY == 0 or self.step == self.settings.steps
-            plain = self._noted(numbers) if due else {}
-            with _saved_if_stopped(save):
-                progress(self.step, plain)
-            if due:
-                save()
+    def begin_stage(self) -> None:
+        """Begin the second stage if it is its turn."""
+        if self.step == self.settings.unsupervised_steps and not self.latents:
+            self._begin_supervised()
+
+    def end(self) -> None:
+        """Without a second stage, choose the concepts' latents."""
         if not self.latents:
             self._choose_latents(self.window.sample(SCORED_MAPS))
 
-    def _noted(self, numbers: dict[str, Tensor]) -> dict[str, float]:
-        """This step's numbers, for all processes, added to the curve."""
+    def noted(self, numbers: dict[str, Tensor]) -> dict[str, float]:
+        """This step's numbers, for all processes, added to the curve.
+
+        Raises SaeError when one is no number.
+        """
         plain = {name: float(parallel.total(value)) for name, value in numbers.items()}
         if not all(math.isfinite(value) for value in plain.values()):
             raise SaeError(f"training broke down at step {self.step}: the loss is not a number; the last good "
@@ -120,11 +112,7 @@ class Trainer:
         self.curve.append({"step": self.step} | {name: round(value, 5) for name, value in plain.items()})
         return plain
 
-    def sound(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.sae.parameters())
-
-    def _step_that_fits(self) -> dict[str, Tensor]:
+    def step_that_fits(self) -> dict[str, Tensor]:
         """One step; when memory runs out for the first time, with half the maps from then on."""
         try:
             return self.train_step()
@@ -226,50 +214,32 @@ class Trainer:
             initialise_concepts(self.sae, maps, [[latent] for latent in self.latents], self.settings.weights)
         self.optimizer = self._new_optimizer()
 
-    # --- checkpoints -----------------------------------------------------------------------------------
+    # --- its part of a checkpoint ----------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """Write the whole state of the run, and of the maps where it is in their stream. Where latents are split, all
-        of a team call this and the first process writes the whole; it can be resumed split in any way.
-
-        Raises SaeError when the disk is full.
-        """
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and moments. Where latents are split, all of a team call this and get the whole."""
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()} | {"idle": self.idle}
         for name, parameter in self.sae.named_parameters():
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimizer.state:
                     tensors[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
-        tensors = {name: value if name.endswith("b_dec") else self.sae.stacked(value)
-                   for name, value in tensors.items()}
-        if parallel.world()[0] == 0:
-            write_tensors(path, tensors, {METADATA_KEY: json.dumps(self._identity() | {
-                "step": self.step, "batch": self.batch, "latents": self.latents, "first_scores": self.first_scores,
-                "curve": self.curve, "window": self.window.length, "updates": self._updates()})})
+        return {name: value if name.endswith("b_dec") else self.sae.stacked(value) for name, value in tensors.items()}
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+    def state(self) -> dict[str, Any]:
+        """All else as JSON, with what the run is of."""
+        return self._identity() | {
+            "step": self.step, "batch": self.batch, "latents": self.latents, "first_scores": self.first_scores,
+            "curve": self.curve, "window": self.window.length, "updates": self._updates()}
 
-        Raises SaeError for a damaged checkpoint, and for one of another model, other prompts or settings.
-        """
-        try:
-            with safe_open(path, framework="pt", device=str(self.device)) as file:
-                state = json.loads(file.metadata()[METADATA_KEY])
-                self._refuse_other(state, path)
-                self._restore(state, file)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, SaeError):
-                raise
-            raise SaeError(f"the checkpoint {path.name} in {path.parent} is damaged ({error}): delete it and train "
-                           f"from the start") from error
-
-    def _restore(self, state: dict[str, Any], file: Any) -> None:
+    def restore(self, state: Mapping[str, Any], slice_of: Callable[[str], Any]) -> None:
+        """Take over a `state`; slice_of: of one of its tensors, by name."""
         self.step, self.batch, self.latents, self.first_scores, self.curve = (
             state[name] for name in ("step", "batch", "latents", "first_scores", "curve"))
         self.window.length = state["window"]
         own = self.sae.own if isinstance(self.sae, SaeShard) else slice(None)
 
         def tensor(name: str) -> Tensor:
-            return file.get_slice(name)[slice(None) if name.endswith("b_dec") else own].to(self.device)
+            return slice_of(name)[slice(None) if name.endswith("b_dec") else own].to(self.device)
         self.sae.load_state_dict({name: tensor(f"sae.{name}") for name in self.sae.state_dict()})
         self.idle = tensor("idle")
         self.optimizer = self._new_optimizer()
@@ -285,7 +255,8 @@ class Trainer:
         return {"config": asdict(self.sae.config), "settings": asdict(self.settings), "about": self.about,
                 "concepts": [asdict(subject) for subject in self.subjects]}
 
-    def _refuse_other(self, state: dict[str, Any], path: Path) -> None:
+    def refuse_other(self, state: Mapping[str, Any], path: Path) -> None:
+        """Raise SaeError when a `state` is of another model, other prompts or settings; path: where it was read."""
         own = json.loads(json.dumps(self._identity()))
         changed = [name for part in own for name in _differences(part, own[part], state[part])]
         if changed:
@@ -313,17 +284,3 @@ def _can_fuse() -> bool:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-class _saved_if_stopped:
-    """Whatever interrupts the block is passed on after a save."""
-
-    def __init__(self, save: Callable[..., None]) -> None:
-        self.save = save
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is not None:
-            self.save(now=True)

@@ -72,6 +72,13 @@ def test_a_level_that_never_shows_a_concept_still_has_finite_statistics(trained)
     assert statistics.thresholds.isfinite().all() and statistics.means.isfinite().all()
 
 
+def test_a_concept_that_no_picture_shows_still_has_finite_statistics(trained):
+    maps = make_maps(1003)
+    maps.labels[:, 0] = False
+    statistics = measure(trained.sae, maps.pick(maps.unsaid != 0), trained.latents)
+    assert statistics.thresholds.isfinite().all() and statistics.means.isfinite().all()
+
+
 def test_the_report_says_what_was_learned(trained):
     held_out = make_maps(1004)
     concepts = [Concept(s.name, (latent,), s.kind) for s, latent in zip(SUBJECTS, trained.latents, strict=True)]

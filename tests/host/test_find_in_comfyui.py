@@ -19,7 +19,7 @@ OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best 
 def find(**changes) -> dict:
     settings = {"name": "test concepts", "concepts": "parrot = a parrot | a bird", "contrast": "dog, castle\nred style",
                 "prompts": "{object}, {style}", "how": OWN, "neurons": 2, "pictures": 8, "at_once": 4, "width": 64,
-                "height": 64, "steps": 4, "cfg": 2.0, "seed": 0}
+                "height": 64, "steps": 4, "cfg": 2.0, "seed": 0, "hookpoint": ""}
     return {
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
         "sae": node("SAEmnesiaLoadSAE", sae_name=NAME, hookpoint=""),
@@ -54,6 +54,20 @@ def test_a_concept_is_found_at_every_cross_attention_without_an_sae_and_says_wha
     assert measured.keys() == {"removed", "touched"}
     text = outcome.history["outputs"]["find"]["text"][0]
     assert f"{measured['removed']:.0%} removed, others {measured['touched']:.1%} touched" in text
+
+
+def test_a_concept_is_found_where_one_says(host):
+    host.run(find(hookpoint="up_blocks.0.attentions.1"))
+    assert [header.hookpoint for header in read_headers(OUT)] == ["up_blocks.0.attentions.1"]
+    painted = latents(host, erase(graph("a parrot, red style"), "parrot", sae=OUT.name))
+    assert not torch.equal(painted, latents(host, graph("a parrot, red style")))
+
+
+def test_several_concepts_are_told_from_each_other(host):
+    made = find(concepts="parrot, dog, castle", contrast="", prompts="{object} by the sea\na photo of {object}")
+    del made["find"]["inputs"]["sae"], made["sae"]
+    host.run(made)
+    assert [c.name for c in read_headers(OUT)[0].concepts] == ["parrot", "dog", "castle"]
 
 
 @pytest.mark.parametrize(("how", "rows"), [(BEST, 2), (BEST_BY_LEVEL, None)])
@@ -92,6 +106,7 @@ def test_an_exported_concept_erases_as_from_the_whole_sae(host):
     ({"concepts": ""}, "no concept to train"),
     ({"contrast": "parrot"}, "there is nothing to tell the concept from"),
     ({"name": "a/b"}, "is no file name"),
+    ({"hookpoint": "up_blocks.7"}, "this model has no block 'up_blocks.7'"),
     ({"name": NAME}, "is a whole SAE"),
 ])
 def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import torch
 from made_maps import SUBJECTS, make_maps
 from small_model import write_sae
 
-from sae_models.formats import read_header, read_rows, read_sae
-from sae_models.learning.maps import Shards
-from sae_models.learning.origin import Origin
+from sae_models.formats import read_header, read_headers, read_rows, read_sae
+from sae_models.learning.maps import Maps, Shards
+from sae_models.learning.origin import Origin, keeping
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = (sys.executable, "-m", "sae_models.learning.train")
@@ -108,6 +109,37 @@ def test_a_run_whose_latents_are_split_goes_on_from_its_checkpoint_in_one_proces
     killed(TWO, activations, out, "--shards", "2")
     run(ONE, activations, out)
     assert_alike(alone, out)
+
+
+@pytest.fixture(scope="module")
+def two_places(tmp_path_factory) -> Path:
+    """Activations of two places, of the same calls."""
+    folder = tmp_path_factory.mktemp("places")
+    origins = [Origin(SUBJECTS, 24, f"up_blocks.1.attentions.{i}", "sd15", False, CHUNKS, [HELD_OUT], {"model": "toy"})
+               for i in (0, 1)]
+
+    def make(number: int) -> dict[str, Maps]:
+        maps = make_maps(number)
+        flipped = replace(maps, tokens=maps.tokens.flip(2), without=maps.without.flip(2))
+        return {origin.hookpoint: part for origin, part in zip(origins, (maps, flipped), strict=True)}
+    kept = keeping(folder, origins, make)
+    for number in (*range(CHUNKS), HELD_OUT):
+        kept(number)
+    return folder
+
+
+def test_processes_learn_several_places_as_one_does(two_places, tmp_path):
+    whole, shared = tmp_path / "one" / "sae.safetensors", tmp_path / "two" / "sae.safetensors"
+    run(ONE, two_places, whole)
+    killed(FOUR, two_places, shared, "--shards", "2")
+    run(TWO, two_places, shared)
+    headers = read_headers(whole)
+    assert [h.hookpoint for h in headers] == ["up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]
+    assert [h.latents for h in headers] == [h.latents for h in read_headers(shared)]
+    for header in headers:
+        one, other = (read_sae(path, header.hookpoint)[0].state_dict() for path in (whole, shared))
+        for name, value in one.items():
+            assert torch.allclose(value, other[name], atol=4e-3), name
 
 
 @pytest.mark.parametrize(("options", "says"), [

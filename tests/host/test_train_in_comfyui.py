@@ -1,14 +1,19 @@
 """Training from a node in a real ComfyUI, on a small SD 1.5 model with random weights."""
 import json
+import shutil
 import time
 
 import pytest
 import torch
 from canvas_graphs import erase, graph, latents
 from host_graphs import node
-from small_model import HOOKPOINT, NAME
+from safetensors import safe_open
+from safetensors.torch import save_file
+from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME
 
-from sae_models.formats import read_header, read_sae
+from sae_models.adapter import LoadedSae
+from sae_models.formats import read_header, read_headers, read_sae
+from sae_models.learning.job import unmeasured
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
@@ -32,9 +37,7 @@ def train(**changes) -> dict:
 def no_files_left():
     yield
     for path in SAES.glob("test training*"):
-        for file in path.iterdir() if path.is_dir() else ():
-            file.unlink()
-        path.rmdir() if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def text_of(outcome) -> str:
@@ -53,6 +56,59 @@ def test_a_trained_sae_is_listed_at_once_and_erases(host):
     assert not torch.equal(latents(host, erased), latents(host, graph("a cat, noto style")))
 
 
+def test_unless_told_otherwise_every_cross_attention_is_learned_and_what_is_removed_is_measured(host):
+    outcome = host.run(train(hookpoint=""))
+    sae = LoadedSae.read(OUT.name, OUT)
+    assert [header.hookpoint for header in sae.headers] == list(ATTENTIONS)
+    assert [len(found) for _, found in sae.choose(["cat", "noto style"])] == [2, 2, 2]
+    assert {c.name: c.kind for c in sae.concepts} == {"cat": "object", "dog": "object", "noto style": "style"}
+    text, report = text_of(outcome), json.loads(OUT.with_name("test training.report.json").read_text())
+    assert "on average over 3 places" in text and report["places"].keys() == set(ATTENTIONS)
+    for concept, row in zip(sae.concepts, report["concepts"], strict=True):
+        measured = dict(concept.measured)
+        assert measured == {"removed": row["removed"], "touched": row["touched"]} and measured["removed"] != 0
+        assert f"{concept.name}: {measured['removed']:.0%} removed, others {measured['touched']:.1%} touched" in text
+    erased = erase(graph("a cat, noto style"), "cat, noto style", sae=OUT.name)
+    assert not torch.equal(latents(host, erased), latents(host, graph("a cat, noto style")))
+
+
+def test_what_is_not_measured_yet_is_measured_when_queued_again_and_nothing_is_trained(host):
+    two = f"{HOOKPOINT}, {ATTENTIONS[0]}"
+    host.run(train(hookpoint=two))
+    whole, file = text_of(host.run(train(hookpoint=two, keep_activations=True))), OUT.read_bytes()
+    forget_measured("dog")
+    assert unmeasured(OUT) == ["dog"]
+    again, began = host.run(train(hookpoint=two)), host.log.count(LEARNING)
+    assert text_of(again) == whole and OUT.read_bytes() == file and host.log.count(LEARNING) == began
+
+
+def test_stopping_it_while_it_measures_leaves_the_file_and_the_rest_is_measured_when_queued_again(host):
+    many = {"concepts": "\n".join(f"thing{i}" for i in range(12)), "prompts": "a {}", "hookpoint": "",
+            "training_steps": 2, "steps": 6, "pictures": 6}
+    prompt_id = host.submit(train(**many))
+    deadline = time.monotonic() + 240
+    while not OUT.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    left, began = unmeasured(OUT), host.log.count(LEARNING)
+    assert left and len(read_headers(OUT)) == 3 and not OUT.with_name(OUT.name + ".training").exists()
+    host.run(train(**many))
+    assert not unmeasured(OUT) and host.log.count(LEARNING) == began
+
+
+def forget_measured(name: str) -> None:
+    """Make the file, but not its report, as if a concept had not been measured."""
+    with safe_open(OUT, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    data = json.loads(metadata["saemnesia"])
+    for concept in data["concepts"]:
+        if concept["name"] == name:
+            del concept["measured"]
+    save_file(tensors, OUT, metadata | {"saemnesia": json.dumps(data)})
+
+
 def test_an_sae_that_is_there_is_taught_other_concepts(host):
     host.run(train())
     first = read_header(OUT)
@@ -63,6 +119,9 @@ def test_an_sae_that_is_there_is_taught_other_concepts(host):
     header = read_header(SAES / "test training more.safetensors")
     assert [c.name for c in header.concepts] == ["rose", "mono style"] and header.config == first.config
     assert header.training["steps"] == SETTINGS["training_steps"]
+    more["train"]["inputs"]["hookpoint"] = ""
+    host.run(more | {"train": {**more["train"], "inputs": more["train"]["inputs"] | {"name": "test training third"}}})
+    assert read_header(SAES / "test training third.safetensors").hookpoint == HOOKPOINT
     more["train"]["inputs"]["hookpoint"] = "down_blocks.1.attentions.0"
     with pytest.raises(HostError, match=f"{OUT.name} cannot be gone on from: it reads {HOOKPOINT}"):
         host.run(more)
@@ -105,7 +164,10 @@ def test_activations_are_kept_when_asked(host):
 @pytest.mark.parametrize("changes, sentence", [
     ({"concepts": "cat, cat"}, "'cat' is listed twice"),
     ({"prompts": "a photo"}, "the template 'a photo' says no concept"),
-    ({"hookpoint": "up_blocks.9.attentions.0"}, "this model has no block"),
+    ({"hookpoint": f"{HOOKPOINT}\nup_blocks.9.attentions.0"},
+     f"this model has no block 'up_blocks.9.attentions.0' to learn; it has {', '.join(BLOCKS)}, and the "
+     f"cross-attentions in them, such as {ATTENTIONS[0]}"),
+    ({"hookpoint": f"{HOOKPOINT}, unet.{HOOKPOINT}"}, f"block '{HOOKPOINT}' is listed twice"),
     ({"name": "../elsewhere"}, "is no file name"),
     ({"concepts": "cat", "prompts": "{}"}, "at least 2 prompts"),
     ({"prompts": "{}\n{} " + "very " * 100}, "keep prompts to train on below 75 tokens"),
