@@ -83,7 +83,7 @@ def test_what_is_not_measured_yet_is_measured_when_queued_again_and_nothing_is_t
 
 
 def test_stopping_it_while_it_measures_leaves_the_file_and_the_rest_is_measured_when_queued_again(host):
-    many = {"concepts": "\n".join(f"thing{i}" for i in range(12)), "prompts": "a {}", "hookpoint": "",
+    many = {"concepts": "\n".join(f"thing{i}" for i in range(6)), "prompts": "a {}", "hookpoint": "",
             "training_steps": 2, "steps": 6, "pictures": 6}
     prompt_id = host.submit(train(**many))
     deadline = time.monotonic() + 240
@@ -128,11 +128,11 @@ def test_an_sae_that_is_there_is_taught_other_concepts(host):
 
 
 def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(host):
-    host.run(train(training_steps=600))
+    host.run(train(training_steps=300))
     whole = read_sae(OUT)[0].state_dict()
     OUT.unlink()
     checkpoint, began = OUT.with_name(OUT.name + ".training"), host.log.count(LEARNING)
-    prompt_id = host.submit(train(training_steps=600))
+    prompt_id = host.submit(train(training_steps=300))
     deadline = time.monotonic() + 120
     while host.log.count(LEARNING) == began and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -140,7 +140,7 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(hos
     with pytest.raises(HostError, match="interrupted"):
         host.wait(prompt_id, timeout=60)
     assert checkpoint.exists() and not OUT.exists()
-    host.run(train(training_steps=600))
+    host.run(train(training_steps=300))
     assert not checkpoint.exists()
     for name, value in read_sae(OUT)[0].state_dict().items():
         assert torch.equal(value, whole[name]), name
