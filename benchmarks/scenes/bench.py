@@ -1,10 +1,11 @@
 """How well concepts are erased from MiniCanvas, and what else changes: the table.
 
-    make bench-minicanvas                  every object, style and ground, alone and several at once, every method
-    make bench-minicanvas ARGS=--quick     a fixed subset, some minutes on a CPU
+    python -m benchmarks.scenes.bench              every object, style and ground, alone and several, every method
+    python -m benchmarks.scenes.bench --quick      a fixed subset
 
 Every picture is made by a real ComfyUI over its HTTP API; each method paints the same prompts from the same noise.
-Finished tasks are kept in benchmarks/results/, so a run that was stopped goes on from there.
+Finished tasks are kept in benchmarks/results/, so a run that was stopped goes on from there. It needs `weights/` to be
+whole, which it is not yet (README).
 """
 import argparse
 import hashlib
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     link_bench_nodes()
-    results = Results(RESULTS / ("minicanvas-quick.json" if options.quick else "minicanvas.json"))
+    results = Results(RESULTS / ("scenes-quick.json" if options.quick else "scenes.json"))
     methods = options.methods or list(QUICK_METHODS if options.quick else METHODS)
     members = {name: of for name, of in groups(options.quick).items() if name in (options.groups or [name])}
     judge = load_judge()
