@@ -1,6 +1,6 @@
 """What erasing costs at the size of SD 1.5 and SDXL (random weights): time, memory, loading.
 
-    make bench-overhead                     all of it (SDXL's part takes 12 GB of memory)
+    make bench-overhead                     all of it (SDXL's weights alone are 10 GB)
     make bench-overhead ARGS="--parts step"
 
 Parts: `loading`, of an SAE (d_in 1280, d_sae 20480) and of a concept file with 20 concepts at SD 1.5's 16
