@@ -6,9 +6,10 @@ every second chunk the prompts are dealt anew at that point, because an erased p
 cat and the canvas shows none.
 """
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -113,11 +114,27 @@ class _Recorder:
 
 
 def fingerprint(model: ModelPatcher) -> str:
-    """Of the UNet's weights and of the LoRAs on it: another for another checkpoint."""
+    """Of the UNet's weights as they come from the checkpoint, and of the LoRAs on them: another for another model."""
     digest = hashlib.sha256()
     for name, value in sorted(model.model.diffusion_model.state_dict().items()):
+        original = model.backup.get(f"diffusion_model.{name}")  # where a LoRA is merged into the loaded weights
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:64].float().cpu().numpy().tobytes())
+        digest.update(_some(value if original is None else original.weight))
     for name, patches in sorted(model.patches.items()):
-        digest.update(f"{name} {[patch[0] for patch in patches]}".encode())
+        for strength, patch, *_ in patches:
+            digest.update(f"{name} {strength}".encode())
+            digest.update(b"".join(map(_some, _tensors(patch))))
     return digest.hexdigest()[:16]
+
+
+def _some(value: torch.Tensor) -> bytes:
+    return value.flatten()[:64].float().cpu().numpy().tobytes()
+
+
+def _tensors(patch: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a patch: a tuple, or one of the host's adapters, which keeps them in `weights`."""
+    for part in getattr(patch, "weights", patch) if not isinstance(patch, torch.Tensor) else (patch,):
+        if isinstance(part, torch.Tensor):
+            yield part
+        elif isinstance(part, list | tuple):
+            yield from _tensors(part)

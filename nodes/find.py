@@ -1,5 +1,6 @@
 """*SAEmnesia Find Concept*: a concept nobody trained for, from some pictures, in the time that painting them takes."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -18,7 +19,7 @@ from ..sae_models.learning.measuring import NEURONS, fewest_neurons
 from ..sae_models.sae import SaeConfig
 from ..sae_models.table import Table
 from . import files, measure, patch, training
-from .collect import Collector
+from .collect import Collector, fingerprint
 from .inputs import painting_inputs
 from .painting import Painter, Painting
 from .patch import log
@@ -93,15 +94,27 @@ class FindConcept(io.ComfyNode):
         what = training.search(concepts, contrast, prompts, known, painting, pictures)
         out, headers = files.new_path(name), _places(model, how, sae, hookpoint)
         table.check_addable(out, headers)
-        painter = _studio(model, clip, what, cls.hidden.unique_id)
-        headers, maps = _heard(headers, _maps(painter, what, headers))
-        tables, blocks = _tables(how, sae, maps, what, neurons), [Block.of(header) for header in headers]
-        chosen = [_chosen(painter, what, blocks, tables, i) for i in range(len(what.wanted))]
-        for parts, _ in chosen:
-            table.add(out, list(zip(headers, parts, strict=True)))
-        text = f"{out.name}, from {pictures} pictures: {'; '.join(words for _, words in chosen)}"
+        said = found(studio(model, clip, what, cls.hidden.unique_id), what, out, headers,
+                     lambda maps: _tables(how, sae, maps, what, neurons))
+        text = f"{out.name}, from {pictures} pictures: {'; '.join(said)}"
         log.info("SAEmnesia: %s", text)
         return io.NodeOutput(files.load(out.name), text, ui={"text": [text]})
+
+
+def found(painter: Painter, what: training.Search, out: Path, headers: Sequence[Header],
+          tables_of: Callable[[Sequence[Maps]], dict[int, list[Table]]]) -> list[str]:
+    """Paint, find the wanted concepts, measure them and write them: a sentence each. Interrupted, and begun again with
+    the same settings, it goes on where it was.
+
+    Raises SaeError when words make no difference to the model.
+    """
+    headers, maps = _heard(headers, _maps(painter, what, headers))
+    tables, blocks = tables_of(maps), [Block.of(header) for header in headers]
+    chosen = [_chosen(painter, what, blocks, tables, i) for i in range(len(what.wanted))]
+    for parts, _ in chosen:
+        table.add(out, list(zip(headers, parts, strict=True)))
+    _painted.clear()
+    return [words for _, words in chosen]
 
 
 def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Header]:
@@ -112,24 +125,45 @@ def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Hea
             raise SaeError(f"'{how}' are those of an SAE, and none is wired in: load one with SAEmnesia Load SAE, or "
                            f"choose '{OWN}'")
         return [sae.header]
+    return places(model, names)
+
+
+def places(model: Any, names: str = "") -> list[Header]:
+    """A header for each place of these names, or for every cross-attention that hears the prompt.
+
+    Raises SaeError as `training.places` does.
+    """
     unet = model.model.diffusion_model
     family = type(model.model.model_config).__name__.lower()
     return [Header(SaeConfig(hookpoint.width(hookpoint.find(unet, name)), 1, 1), name, family)
             for name in training.places(model, names)]
 
 
-def _studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
+def studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
     """Paints all the pictures, and shows how far it is."""
     batches = what.lesson.chunks + len(what.wanted)
     bar = comfy.utils.ProgressBar(batches * what.lesson.painting.steps, node_id=node)
     return Painter(model, clip, what.lesson.painting, lambda: bar.update(1))
 
 
+_painted: dict[str, dict[int, dict[Block, Maps]]] = {}
+"""The chunks of the run that was begun last and not ended, by what it is."""
+
+
 def _maps(painter: Painter, what: training.Search, headers: Sequence[Header]) -> list[Maps]:
     lesson, blocks = what.lesson, [Block.of(header) for header in headers]
     collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS)
-    chunks = [collector.chunk(i) for i in range(lesson.chunks)]
-    return [joined([chunk[block] for chunk in chunks]) for block in blocks]
+    heard = float(painter.encoded([lesson.prompts[0].text]).context.double().sum())
+    run = f"{fingerprint(painter.model)} {heard} {lesson} {blocks}"
+    if run not in _painted:
+        _painted.clear()
+    chunks = _painted.setdefault(run, {})
+    for i in range(lesson.chunks):
+        if i not in chunks:
+            chunks[i] = collector.chunk(i)
+        else:
+            painter.skip()
+    return [joined([chunks[i][block] for i in range(lesson.chunks)]) for block in blocks]
 
 
 def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header], list[Maps]]:
@@ -149,10 +183,15 @@ def _tables(how: str, sae: LoadedSae | None, maps: Sequence[Maps], what: trainin
     """{neurons a concept and place: every place's rows}."""
     with torch.inference_mode(False), torch.no_grad():
         if how == OWN:
-            return {n: [finding.own_neurons(part, what.wanted, WEIGHTS, n) for part in maps]
-                    for n in ([neurons] if neurons else NEURONS)}
+            return own_tables(maps, what, [neurons] if neurons else NEURONS)
         whole, n = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device()), neurons or 1
         return {n: [finding.best_neurons(whole, part, what.wanted, n, how == BEST_BY_LEVEL) for part in maps]}
+
+
+def own_tables(maps: Sequence[Maps], what: training.Search, numbers: Sequence[int]) -> dict[int, list[Table]]:
+    """{neurons a concept and place: every place's rows}, fitted to the maps."""
+    with torch.inference_mode(False), torch.no_grad():
+        return {n: [finding.own_neurons(part, what.wanted, WEIGHTS, n) for part in maps] for n in numbers}
 
 
 def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],

@@ -73,6 +73,11 @@ class Painter:
             raise SaeError("the sampler left out steps that were to be kept: choose 'euler' to train with")
         return latents
 
+    def skip(self) -> None:
+        """Tick as for a batch that need not be painted again."""
+        for _ in range(self.painting.steps):
+            self.tick()
+
     def encoded(self, texts: Sequence[str]) -> Encoded:
         """Prompts as one batch.
 

@@ -78,6 +78,15 @@ def erase(model: ModelPatcher, sae: LoadedSae, edits: Sequence[tuple[Block, Edit
     return clone
 
 
+def without_edits(model: ModelPatcher) -> ModelPatcher:
+    """A clone of `model` on which nothing is erased."""
+    clone = model.clone()
+    clone.remove_attachments(KEY)
+    for kind in (WrappersMP.APPLY_MODEL, WrappersMP.OUTER_SAMPLE):
+        clone.remove_wrappers_with_key(kind, KEY)
+    return clone
+
+
 class Patch:
     """All edits of one model clone, by place; paths: the ldm path of each."""
 

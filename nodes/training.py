@@ -121,10 +121,15 @@ def search(concepts: str, contrast: str, templates: str, known: Sequence[Concept
     known: what they are told from where `contrast` is empty. Raises SaeError as `lesson` does, and when there is
     nothing to tell them from.
     """
-    wanted = parse_subjects(concepts)
-    names = {subject.name.casefold() for subject in wanted}
     others = parse_subjects(contrast) if contrast.strip() else [
         Subject(c.name, c.kind or "object", c.description or c.name) for c in known]
+    return search_for(parse_subjects(concepts), others, templates, painting, pictures)
+
+
+def search_for(wanted: Sequence[Subject], others: Sequence[Subject], templates: str, painting: Painting,
+               pictures: int) -> Search:
+    """The same of subjects."""
+    names = {subject.name.casefold() for subject in wanted}
     subjects = [*wanted, *(subject for subject in others if subject.name.casefold() not in names)]
     if len(subjects) == 1:
         raise SaeError("there is nothing to tell the concept from: write some into 'contrast', above all what is like "

@@ -1,0 +1,43 @@
+"""What a word is told from: common words, above all those that the text encoder finds like it."""
+import torch
+
+from sae_models.learning import words
+from sae_models.learning.prompts import Subject, expand
+
+CAT, DOG = Subject("cat", "object", "cat"), Subject("Dog", "object", "dog")
+INK = Subject("ink style", "style", "ink style")
+LIKE_CAT = ("dog", "bird", "fish", "bear", "cow", "rabbit", "horse", "frog")
+
+
+def vectors(texts):
+    """An encoder to which animals are alike, and everything else is unlike them."""
+    return torch.tensor([[1.0, 0.1] if text in (*LIKE_CAT, "cat") else [0.0, 1.0] for text in texts])
+
+
+def names(wanted):
+    return [subject.name for subject in words.told_from(wanted, vectors)]
+
+
+def test_what_the_encoder_finds_alike_comes_first_and_other_things_are_there_too():
+    found = names([CAT])
+    assert set(found[:words.NEAR]) == set(LIKE_CAT)
+    assert len(found) == len(set(found)) == words.NEAR + words.OTHERS
+    assert found == names([CAT])
+
+
+def test_a_word_is_not_told_from_itself_whatever_its_case():
+    assert not {"cat", "dog"} & set(names([CAT, DOG]))
+
+
+def test_a_style_is_told_from_styles_and_shown_on_objects():
+    found = words.told_from([INK], vectors)
+    assert {subject.kind for subject in found} == {"object", "style"}
+    prompts = expand(words.templates([INK, *found]), [INK, *found])
+    assert any(0 in prompt.said and len(prompt.said) > 1 for prompt in prompts)
+
+
+def test_every_subject_is_said_also_of_a_kind_of_its_own():
+    sadness = Subject("sadness", "mood", "sadness")
+    subjects = [sadness, *words.told_from([sadness], vectors)]
+    said = {i for prompt in expand(words.templates(subjects), subjects) for i in prompt.said}
+    assert said == set(range(len(subjects)))

@@ -1,0 +1,108 @@
+"""*Erase Words* in a real ComfyUI, on a small SD 1.5 model with random weights: words in, a file kept, a model out."""
+from pathlib import Path
+
+import pytest
+import torch
+from canvas_graphs import erase, graph, latents
+from host_graphs import node
+from safetensors.torch import save_file
+from small_model import ATTENTIONS, NAME
+
+from sae_models import read_headers
+from tools.comfy_host import COMFY, HostError
+
+SAES = COMFY / "models" / "sae"
+CAT = "a cat, noto style"
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in SAES.glob("saemnesia-test *.safetensors"))
+
+
+def words(text: str, prompt: str = CAT, **changes) -> dict:
+    made = graph(prompt)
+    settings = {"words": text, "told_from": "", "pictures": 8, "side": 64, "cfg": 2.0}
+    made["words"] = node("SAEmnesiaEraseWords", model=["checkpoint", 0], clip=["checkpoint", 1], **settings | changes)
+    made["sampler"]["inputs"]["model"] = ["words", 0]
+    return made
+
+
+def said(outcome) -> str:
+    return outcome.history["outputs"]["words"]["text"][0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_file_left():
+    yield
+    for name in files():
+        (SAES / name).unlink()
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"text": ""}, "no concept is chosen"),
+    ({"text": "cat, Cat"}, "listed twice"),
+    ({"text": "cat:much"}, "is not a strength"),
+    ({"text": "cat", "told_from": "dog (animal"}, "cannot read the concept"),
+])
+def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
+    with pytest.raises(HostError, match=sentence):
+        host.run(words(**changes))
+    assert not files()
+
+
+@pytest.fixture(scope="module")
+def first(host, no_file_left) -> str:
+    """What the node says where it meets 'cat' for the first time."""
+    return said(host.run(words("cat")))
+
+
+def test_a_word_is_found_at_every_cross_attention_and_kept_by_the_checkpoints_name(first):
+    assert first.startswith("cat: ") and "% removed" in first and "found in" in first
+    assert len(files()) == 1 and files()[0].startswith(NAME.removesuffix(".safetensors"))
+    assert [header.hookpoint for header in read_headers(SAES / files()[0])] == list(ATTENTIONS)
+
+
+def test_from_then_on_it_is_erased_at_once_like_any_concept(host, first):
+    plain, before = latents(host, graph(CAT)), (SAES / files()[0]).stat().st_mtime_ns
+    assert "found in" not in said(host.run(words("CAT:0.5")))
+    assert (SAES / files()[0]).stat().st_mtime_ns == before
+    erased = latents(host, words("cat"))
+    assert not torch.equal(erased, plain)
+    assert torch.equal(erased, latents(host, erase(graph(CAT), "cat", sae=files()[0])))
+    assert torch.equal(plain, latents(host, words("cat:0")))
+
+
+def test_new_words_join_the_file_and_nodes_in_a_row_erase_what_one_does(host, first):
+    both = said(host.run(words("cat, watercolor style"))).splitlines()
+    assert "found in" not in both[0] and both[1].startswith("watercolor style: ") and "found in" in both[1]
+    assert [(c.name, c.kind) for c in read_headers(SAES / files()[0])[0].concepts] == [
+        ("cat", "object"), ("watercolor style", "style")]
+    one, made = latents(host, words("cat, watercolor style")), words("cat")
+    made["more"] = node("SAEmnesiaEraseWords",
+                        **made["words"]["inputs"] | {"words": "watercolor style", "model": ["words", 0]})
+    made["sampler"]["inputs"]["model"] = ["more", 0]
+    torch.testing.assert_close(one, latents(host, made), rtol=1e-4, atol=1e-4)
+
+
+def test_another_lora_is_another_model_and_the_checkpoint_stays_itself_beside_it(host, first):
+    loras = [COMFY / "models" / "loras" / f"saemnesia-test-{seed}.safetensors" for seed in (0, 1)]
+    try:
+        for seed, path in enumerate(loras):
+            write_lora(path, seed)
+            made = words("cat")
+            made["lora"] = node("LoraLoaderModelOnly", model=["checkpoint", 0], lora_name=path.name, strength_model=1.0)
+            made["words"]["inputs"]["model"] = ["lora", 0]
+            assert "found in" in said(host.run(made))
+            assert "found in" not in said(host.run(words("cat:0.9", cfg=2.0 + seed)))
+    finally:
+        for path in loras:
+            path.unlink(missing_ok=True)
+    assert len(files()) == 3
+
+
+def write_lora(path: Path, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_v"
+    save_file({f"{key}.lora_up.weight": torch.randn(320, 4, generator=generator),
+               f"{key}.lora_down.weight": torch.randn(4, 768, generator=generator),
+               f"{key}.alpha": torch.tensor(4.0)}, path)
