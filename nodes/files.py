@@ -8,6 +8,7 @@ from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
 
 FOLDER = "sae"
+NONE = "(no file in models/sae yet)"
 SaeType = io.Custom("SAEMNESIA_SAE")
 
 
@@ -19,8 +20,9 @@ def register_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (merged, {".safetensors"})
 
 
-def names() -> list[str]:
-    return folder_paths.get_filename_list(FOLDER)
+def choices() -> list[str]:
+    """What can be chosen: the files, or words that say that there is none."""
+    return folder_paths.get_filename_list(FOLDER) or [NONE]
 
 
 def path_of(name: str) -> Path:
@@ -28,6 +30,9 @@ def path_of(name: str) -> Path:
 
     Raises SaeError when there is none.
     """
+    if name == NONE:
+        raise SaeError(f"there is no file in models/{FOLDER} yet: use SAEmnesia Erase Words, which needs none; or make "
+                       f"one with SAEmnesia Find Concept or Train; or put one there and press R to refresh")
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press R to refresh")

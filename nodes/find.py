@@ -16,6 +16,7 @@ from ..sae_models.learning import finding
 from ..sae_models.learning.losses import Weights
 from ..sae_models.learning.maps import Maps, joined
 from ..sae_models.learning.measuring import NEURONS, fewest_neurons
+from ..sae_models.learning.prompts import trial
 from ..sae_models.sae import SaeConfig
 from ..sae_models.table import Table
 from . import files, measure, patch, training
@@ -199,10 +200,8 @@ def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], ta
     """Every place's rows of one wanted concept, as many as it needs, and what they do, in words."""
     name = what.wanted[number].name
     own = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
-    said = [p for p in what.held_out if number in p.said]
     effects = measure.effects(painter, {n: measure.ablating(blocks, parts) for n, parts in own.items()},
-                              [(p.text, p.without[p.said.index(number)]) for p in said],
-                              [p.text for p in what.held_out if number not in p.said])
+                              *trial(number, what.lesson.held_out, what.lesson.prompts))
     n = fewest_neurons(effects)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {effects[n].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"

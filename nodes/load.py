@@ -11,7 +11,7 @@ class LoadSae(io.ComfyNode):
             node_id="SAEmnesiaLoadSAE", display_name="SAEmnesia Load SAE", category="SAEmnesia",
             description="Choose a sparse autoencoder (SAE) trained on your base model.",
             inputs=[
-                io.Combo.Input("sae_name", options=files.names(), tooltip="A file of models/sae."),
+                io.Combo.Input("sae_name", options=files.choices(), tooltip="A file of models/sae."),
                 io.String.Input("hookpoint", default="", optional=True, tooltip=(
                     "The block the SAE was trained on, for example up_blocks.1.attentions.1. "
                     "Leave empty: the file says it. Only some published SAEs need it.")),

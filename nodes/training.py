@@ -108,10 +108,9 @@ def lesson(concepts: str, templates: str, painting: Painting, pictures: int) -> 
 
 @dataclass(frozen=True)
 class Search:
-    """What to find: a lesson whose first subjects are the wanted ones. held_out: prompts to measure on."""
+    """What to find: a lesson whose first subjects are the wanted ones."""
     wanted: Sequence[Subject]
     lesson: Lesson
-    held_out: Sequence[Prompt]
 
 
 def search(concepts: str, contrast: str, templates: str, known: Sequence[Concept], painting: Painting,
@@ -135,19 +134,8 @@ def search_for(wanted: Sequence[Subject], others: Sequence[Subject], templates: 
         raise SaeError("there is nothing to tell the concept from: write some into 'contrast', above all what is like "
                        "it, for example 'dog, bear' for a cat")
     prompts = expand(templates if templates.strip() else default_templates(subjects), subjects)
-    learned, held_out = _split(prompts, len(wanted))
-    return Search(wanted, Lesson(subjects, _halved(learned, len(wanted)), painting, pictures), held_out)
-
-
-def _split(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to learn from and others to measure on; the same for both where they are too few, or would lack one of
-    the first `count` subjects."""
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    cut = len(prompts) // HELD_OUT_SHARE
-    held_out, learned = ([prompts[i] for i in part] for part in (order[:cut], order[cut:]))
-    whole = all(any(i in prompt.said for prompt in part) and any(i not in prompt.said for prompt in part)
-                for part in (held_out, learned) for i in range(count))
-    return (learned, held_out) if whole else (list(prompts), list(prompts))
+    what = Lesson(subjects, prompts, painting, pictures).holding_out()
+    return Search(wanted, replace(what, prompts=_halved(what.prompts, len(wanted))))
 
 
 def _halved(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

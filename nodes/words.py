@@ -102,7 +102,7 @@ def _find_missing(model: Any, clip: Any, names: Sequence[str], told_from: str, p
         return {}
     began = time.monotonic()
     model = patch.without_edits(model)
-    wanted = parse_subjects("\n".join(missing))
+    wanted = [words.subject(name) for name in missing]
     added = parse_subjects(told_from) if told_from.strip() else []
     others = [*added, *words.told_from([*wanted, *added], _vectors(Painter(model, clip, painting)))]
     what = training.search_for(wanted, others, words.templates([*wanted, *others]), painting,

@@ -135,16 +135,15 @@ def _unjoined(part: str) -> str:
 
 
 def hold_out(prompts: Sequence[Prompt], share: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to learn from, and others to measure on: at most one in `share` of those that say a concept, of every
-    concept that has so many."""
+    """Prompts to learn from, and others to measure on, in a random order: at most one in `share` of those that say a
+    concept, of every concept that has so many."""
     count, held = Counter(number for prompt in prompts for number in prompt.said), Counter()
-    chosen = set()
+    chosen: dict[int, Prompt] = {}
     for i in torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist():
         if all(held[number] < count[number] // share for number in prompts[i].said):
-            chosen.add(i)
+            chosen[i] = prompts[i]
             held.update(prompts[i].said)
-    parts = ([prompt for i, prompt in enumerate(prompts) if (i in chosen) == kept] for kept in (False, True))
-    return tuple(parts)
+    return [prompt for i, prompt in enumerate(prompts) if i not in chosen], list(chosen.values())
 
 
 def trial(number: int, held_out: Sequence[Prompt],

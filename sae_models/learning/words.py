@@ -3,6 +3,7 @@
 A word is told from common ones: those that the model's own text encoder finds most like it, because they are what it
 would be mistaken for, and some others, because they are what else is painted.
 """
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,6 +29,16 @@ COMMON = {
 NEAR, OTHERS = 8, 12
 """How many of the most alike, and of all others, a word is told from."""
 BESIDE = "{object} and {object}"
+
+
+def subject(word: str) -> Subject:
+    """A word as someone types it; brackets in it are meant as such, not as the host's sign for emphasis.
+
+    >>> subject("saber_(fate)").said
+    'saber_\\\\(fate\\\\)'
+    """
+    said = re.sub(r"\\?([()])", r"\\\1", word)
+    return Subject(word, "style" if word.casefold().endswith("style") else "object", said)
 
 
 def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tensor]) -> list[Subject]:

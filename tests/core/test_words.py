@@ -1,4 +1,5 @@
 """What a word is told from: common words, above all those that the text encoder finds like it."""
+import pytest
 import torch
 
 from sae_models.learning import words
@@ -7,6 +8,16 @@ from sae_models.learning.prompts import Subject, expand
 CAT, DOG = Subject("cat", "object", "cat"), Subject("Dog", "object", "dog")
 INK = Subject("ink style", "style", "ink style")
 LIKE_CAT = ("dog", "bird", "fish", "bear", "cow", "rabbit", "horse", "frog")
+
+
+@pytest.mark.parametrize(("word", "kind", "said"), [
+    ("Cat", "object", "Cat"), ("Van Gogh STYLE", "style", "Van Gogh STYLE"),
+    ("hatsune miku (vocaloid)", "object", r"hatsune miku \(vocaloid\)"),
+    (r"saber_\(fate\)", "object", r"saber_\(fate\)"),
+])
+def test_a_word_is_said_as_it_is_typed_and_its_brackets_are_no_emphasis(word, kind, said):
+    assert words.subject(word) == Subject(word, kind, said)
+    assert said in expand("a photo of {}\n{} by the sea", [words.subject(word), DOG])[0].text
 
 
 def vectors(texts):
