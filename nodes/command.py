@@ -55,7 +55,7 @@ def train() -> None:
     places = training.places(model, ",".join(given.hookpoint), start)
     what = what if len(places) == 1 else what.holding_out()
     origins = training.origins(model, what, places)
-    make = training.source(model, clip, what, origins, given.keep, lambda: None)
+    make = training.source(model, clip, what, origins, given.keep, lambda x0: None)
     chunks = origins[0].chunks + len(origins[0].held_out)
     run(jobs_of(given, origins), said(make, chunks), given, partial(measured, model, clip, what, given.out))
 
@@ -64,7 +64,7 @@ def measured(model: Any, clip: Any, what: training.Lesson, out: Path, report: Re
     if parallel.world()[0] == 0:
         print("measuring how much of each concept is removed", flush=True)
     with torch.inference_mode():
-        return training.measured(model, clip, what, out, report, lambda: None)
+        return training.measured(model, clip, what, out, report, lambda x0: None)
 
 
 def said(make, chunks: int):

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -24,6 +23,7 @@ from .collect import Collector, fingerprint
 from .inputs import painting_inputs
 from .painting import Painter, Painting
 from .patch import log
+from .progress import Progress
 
 OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best neurons at each noise level"
 TOKENS = 256
@@ -143,8 +143,8 @@ def places(model: Any, names: str = "") -> list[Header]:
 def studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
     """Paints all the pictures, and shows how far it is."""
     batches = what.lesson.chunks + len(what.wanted)
-    bar = comfy.utils.ProgressBar(batches * what.lesson.painting.steps, node_id=node)
-    return Painter(model, clip, what.lesson.painting, lambda: bar.update(1))
+    steps = batches * what.lesson.painting.steps
+    return Painter(model, clip, what.lesson.painting, Progress(model, steps, node))
 
 
 _painted: dict[str, dict[int, dict[Block, Maps]]] = {}
@@ -159,6 +159,9 @@ def _maps(painter: Painter, what: training.Search, headers: Sequence[Header]) ->
     if run not in _painted:
         _painted.clear()
     chunks = _painted.setdefault(run, {})
+    at = f"painting {lesson.pictures} pictures to learn from" if not chunks else \
+        f"going on at picture {len(chunks) * lesson.painting.batch + 1} of {lesson.pictures}"
+    log.info("SAEmnesia: %s", at)
     for i in range(lesson.chunks):
         if i not in chunks:
             chunks[i] = collector.chunk(i)

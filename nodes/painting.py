@@ -47,11 +47,12 @@ class Encoded:
 
 @dataclass
 class Painter:
-    """Paints with a loaded model; `tick()` is called at every sampling step."""
+    """Paints with a loaded model; `tick` is called at every sampling step, with the latents as far as they are
+    painted, or with None where the step was done before."""
     model: ModelPatcher
     clip: Any
     painting: Painting
-    tick: Callable[[], None] = lambda: None
+    tick: Callable[[torch.Tensor | None], None] = lambda x0: None
     _encoded: dict[str, Encoded] = field(default_factory=dict, repr=False)
 
     def paint(self, texts: Sequence[str], generator: torch.Generator, kept: Collection[int],
@@ -67,8 +68,8 @@ class Painter:
         noise = torch.randn(len(texts), channels, p.height // 8, p.width // 8, generator=generator)
         latents = comfy.sample.sample(
             model, noise, p.steps, p.cfg, p.sampler, p.scheduler, self.conditioning(texts),
-            self.conditioning([p.negative] * len(texts)), torch.zeros_like(noise), callback=lambda *_: self.tick(),
-            disable_pbar=True, seed=p.seed)
+            self.conditioning([p.negative] * len(texts)), torch.zeros_like(noise),
+            callback=lambda i, x0, *_: self.tick(x0), disable_pbar=True, seed=p.seed)
         if visitor.kept:
             raise SaeError("the sampler left out steps that were to be kept: choose 'euler' to train with")
         return latents
@@ -76,7 +77,7 @@ class Painter:
     def skip(self) -> None:
         """Tick as for a batch that need not be painted again."""
         for _ in range(self.painting.steps):
-            self.tick()
+            self.tick(None)
 
     def encoded(self, texts: Sequence[str]) -> Encoded:
         """Prompts as one batch.

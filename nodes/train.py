@@ -9,7 +9,6 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.learning.job import Job, train_to_file
@@ -17,7 +16,7 @@ from ..sae_models.learning.losses import Weights, push_at
 from ..sae_models.learning.origin import Origin
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
-from . import chart, files, training
+from . import chart, files, progress, training
 from .inputs import painting_inputs
 from .painting import Painting
 from .patch import log
@@ -154,7 +153,7 @@ class Shown:
         self.curve: list[dict[str, float]] = []
         self.ticks, self.step, self.measures, self.began = 0, 0, 0, time.monotonic()
 
-    def painted(self) -> None:
+    def painted(self, x0: torch.Tensor | None) -> None:
         self.ticks += 1
         self._update(None)
 
@@ -168,17 +167,15 @@ class Shown:
         else:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def measured(self) -> None:
+    def measured(self, x0: torch.Tensor | None) -> None:
         self.measures += 1
         self._update(None)
 
     def _update(self, preview: tuple | None) -> None:
         done = min(self.ticks, self.painting) + self.step + self.measures
         left = (time.monotonic() - self.began) / max(done, 1) * (self.painting + self.steps + self.measuring - done)
-        if self.node and hasattr(PromptServer.instance, "send_progress_text"):
-            PromptServer.instance.send_progress_text(
-                f"painted {self.ticks}/{self.painting} steps, learned {self.step}/{self.steps}, measured "
-                f"{self.measures}/{self.measuring}, about {left / 60:.0f} min left", self.node)
+        progress.say(self.node, f"painted {self.ticks}/{self.painting} steps, learned {self.step}/{self.steps}, "
+                                f"measured {self.measures}/{self.measuring}, about {progress.in_words(left)} left")
         self.bar.update_absolute(done, preview=preview)
 
 

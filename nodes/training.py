@@ -158,7 +158,7 @@ def origins(model: ModelPatcher, what: Lesson, hookpoints: Sequence[str]) -> lis
 
 
 def source(model: ModelPatcher, clip: Any, what: Lesson, made_of: Sequence[Origin], keep: Path | None,
-           tick: Callable[[], None]) -> MakeChunk:
+           tick: Callable[[torch.Tensor | None], None]) -> MakeChunk:
     """Makes the chunks of some origins; `keep` is a folder to store them in, None to store nothing."""
     blocks = [Block(origin.hookpoint, origin.residual) for origin in made_of]
     collector = Collector(Painter(model, clip, what.painting, tick), what.prompts, len(what.subjects), blocks,
@@ -170,7 +170,7 @@ def source(model: ModelPatcher, clip: Any, what: Lesson, made_of: Sequence[Origi
 
 
 def measured(model: ModelPatcher, clip: Any, what: Lesson, out: Path, report: Report,
-             tick: Callable[[], None]) -> Report:
+             tick: Callable[[torch.Tensor | None], None]) -> Report:
     """The report with how much erasing removes of each concept of a finished file, which is noted there too; what is
     known already is not measured again. What interrupts it (`tick`) leaves what was measured so far.
 

@@ -1,5 +1,7 @@
 """Finding and exporting concepts in a real ComfyUI, on a small SD 1.5 model with random weights."""
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tools.comfy_host import COMFY, HostError
 SAES = COMFY / "models" / "sae"
 OUT = SAES / "test concepts.safetensors"
 CAT = "a cat, noto style"
+PAINTING = "SAEmnesia: painting 24 pictures to learn from"
 OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best neurons at each noise level"
 
 
@@ -68,6 +71,26 @@ def test_several_concepts_are_told_from_each_other(host):
     del made["find"]["inputs"]["sae"], made["sae"]
     host.run(made)
     assert [c.name for c in read_headers(OUT)[0].concepts] == ["parrot", "dog", "castle"]
+
+
+def test_a_cancelled_search_goes_on_where_it_was_and_finds_what_it_would_have_found(host):
+    made = find(pictures=24, at_once=2, neurons=1)
+    del made["find"]["inputs"]["sae"], made["sae"]
+    host.run(made)
+    whole = OUT.read_bytes()
+    OUT.unlink()
+    begun = host.log.count(PAINTING)
+    prompt_id = host.submit(made)
+    while host.log.count(PAINTING) == begun:
+        time.sleep(0.05)
+    time.sleep(2)
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    assert not OUT.exists()
+    host.run(made)
+    assert OUT.read_bytes() == whole and host.log.count(PAINTING) == begun + 1
+    assert 1 < int(re.findall(r"going on at picture (\d+) of 24", host.log)[-1]) <= 24
 
 
 @pytest.mark.parametrize(("how", "rows"), [(BEST, 2), (BEST_BY_LEVEL, None)])
