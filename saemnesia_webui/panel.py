@@ -63,7 +63,8 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], models: 
         return concept_list(models, name)
 
     def reread(name: str | None) -> tuple[Any, str]:
-        return gr.update(choices=files.names(models)), relist(name)
+        chosen = name or only_file(models)
+        return gr.update(choices=files.names(models), value=chosen), relist(chosen)
     for part in (sae, enabled):
         part.change(relist, inputs=[sae], outputs=[listed], show_progress=False)
     refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
@@ -81,10 +82,18 @@ def _on_change_in_page(component: Any, code: str) -> None:
         component.change(None, _js=code)
 
 
+def only_file(models: Path) -> str:
+    """The file of models/sae, where there is exactly one."""
+    names = files.names(models)
+    return names[0] if len(names) == 1 else ""
+
+
 def concept_list(models: Path, name: str | None) -> str:
     """HTML of an SAE's concepts, by kind, or the sentence why there is none."""
     if not name:
-        return _message(f"Put an SAE into {models / files.FOLDER} and press {REFRESH}.")
+        count = len(files.names(models))
+        return _message(f"Choose one of {count} files." if count else
+                        f"Put an SAE or concept file into {models / files.FOLDER} and press {REFRESH}.")
     try:
         concepts = files.load(models, name).concepts
     except SaeError as error:

@@ -570,6 +570,14 @@ def test_the_summary_and_the_page_name_a_concept_once(webui, models, caplog):
     assert panel.concept_list(models, PLACES).count('data-name="cat"') == 1
 
 
+def test_where_no_file_is_chosen_the_sidebar_says_what_to_do_and_takes_the_only_one(webui, models, tmp_path):
+    from saemnesia_webui import panel
+    assert "Put an SAE or concept file into" in panel.concept_list(tmp_path, "") and not panel.only_file(tmp_path)
+    write_sae(tmp_path / "sae" / SAE)
+    assert panel.only_file(tmp_path) == SAE
+    assert "Choose one of 3 files" in panel.concept_list(models, "") and not panel.only_file(models)
+
+
 # --- life cycle (2.2) ----------------------------------------------------------------------------------------
 
 
