@@ -115,7 +115,7 @@ def _along(difference: Tensor, rows: Tensor) -> Tensor:
     """[m, N, d_in] and [n, d_in] -> [m, N, n]."""
     if len(rows) == 1:
         return difference @ rows.T
-    return shares(difference.flatten(0, 1), rows).view(*difference.shape[:2], -1)
+    return shares(difference.flatten(0, 1), rows).view(*difference.shape[:2], len(rows))
 
 
 def _unknown_gram(maps: Maps, concept: int, device: torch.device) -> Tensor:

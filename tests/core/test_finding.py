@@ -7,7 +7,7 @@ from test_training import trainer
 from sae_models.errors import SaeError
 from sae_models.learning.finding import best_neurons, own_neurons
 from sae_models.learning.losses import Weights
-from sae_models.learning.maps import Maps
+from sae_models.learning.maps import Maps, joined
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,13 @@ def test_what_one_direction_cannot_carry_several_neurons_do(neurons, least, most
     z = torch.where(pre > found.statistics.at(1.0, found.statistics.thresholds).clamp_min(0), pre, 0)
     left = (maps.tokens - z @ found.W_dec - maps.without)[shown].square().sum()
     assert least <= 1 - float(left / (maps.tokens - maps.without)[shown].square().sum()) <= most
+
+
+def test_a_concept_may_be_left_out_in_a_few_of_very_many_maps():
+    maps = joined([make_maps(seed) for seed in range(1 + 300 // len(make_maps(0)))])
+    maps = maps.pick(maps.unsaid.argsort())  # whole batches of 256 that leave only one concept out
+    found = own_neurons(maps, SUBJECTS[:2], Weights(push=0.0), 2)
+    assert len(maps) > 256 and [len(concept.latents) for concept in found.concepts] == [2, 2]
 
 
 def test_the_best_neuron_of_a_trained_sae_is_the_concepts_own(learned):
