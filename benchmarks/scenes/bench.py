@@ -1,18 +1,17 @@
-"""How well concepts are erased from MiniCanvas, and what else changes: the table.
+"""How well concepts are erased from MiniCanvas's scenes, and what else changes: the table.
 
-    python -m benchmarks.scenes.bench              every object, style and ground, alone and several, every method
-    python -m benchmarks.scenes.bench --quick      a fixed subset
+    python -m benchmarks.scenes.bench              every object, style and ground, alone and several, at three guidances
+    python -m benchmarks.scenes.bench --quick      a fixed subset, some minutes on a CPU
 
 Every picture is made by a real ComfyUI over its HTTP API; each method paints the same prompts from the same noise.
-Finished tasks are kept in benchmarks/results/, so a run that was stopped goes on from there. It needs `weights/` to be
-whole, which it is not yet (README).
+Finished tasks are kept in benchmarks/results/, so a run that was stopped goes on from there. The papers' hook wants an
+SAE, which `methods` trains; ESD-x takes minutes of training for each task, and is run where it is asked for.
 """
 import argparse
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -24,58 +23,25 @@ from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
 from tools.sheet import ERASED, PLAIN, Row, sheet
 
-from . import rivals, table
-from .canvas import CANVAS_PX, Scene, random_scene
-from .checkpoint import NAME, WEIGHTS, unpacked
+from . import find, rivals, table
+from .canvas import Scene, random_scene
+from .checkpoint import WEIGHTS, unpacked
 from .icons import OBJECTS, STYLES
 from .judge import Judge, load_judge
 from .models import new_unet
+from .paint import CFG, Method, link_bench_nodes, node, ours, paint
 from .table import Shot, Task
 from .text import TEMPLATES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-BENCH_NODES = Path(__file__).with_name("bench_nodes")
 MADE = COMFY / "models" / "minicanvas-bench"
-STEPS, CFG, BATCH = 12, 2.5, 24
+BLOCK, BLOCK_PATH = "up_blocks.0.attentions.0", "output_blocks.0.1"
+"""One block's output, as the papers hook it: the best single one (places.py); by its two names."""
+PAPERS_SAE = COMFY / "models" / "sae" / "scenes-methods" / "published-0.safetensors"
+"""Made by methods.py."""
+BLOCKS = ", ".join(("down_blocks.0.attentions.0", "down_blocks.1.attentions.0", "mid_block.attentions.0",
+                    "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.1.attentions.0"))
 GUIDANCES = (1.0, 2.5, 5.0)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to erase: a title, what it adds to a graph, and what its prompts say."""
-    title: str
-    add: Callable[[Graph, Task], None] = lambda graph, task: None
-    text: Callable[[Task, Shot], str] = lambda task, shot: shot.text
-
-
-def node(class_type: str, **inputs: object) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def base_graph(prompts: Sequence[str], seed: int, cfg: float = CFG, steps: int = STEPS) -> Graph:
-    """Prompts as one batch; "model" and "negative" are what methods change."""
-    return {
-        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
-        "positive": node("MiniCanvasPrompts", clip=["checkpoint", 1], prompts="\n".join(prompts)),
-        "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
-        "latent": node("EmptyLatentImage", width=CANVAS_PX, height=CANVAS_PX, batch_size=len(prompts)),
-        "sampler": node("KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
-                        latent_image=["latent", 0], seed=seed, steps=steps, cfg=cfg, sampler_name="euler",
-                        scheduler="normal", denoise=1.0),
-        "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix="minicanvas"),
-    }
-
-
-def ours(file: str = NAME, actuator: str = "ablate", strength: float | None = None) -> Callable[[Graph, Task], None]:
-    """*SAEmnesia Erase* with one setting for all concepts."""
-    def add(graph: Graph, task: Task) -> None:
-        suffix = "" if strength is None else f":{strength:g}"
-        graph["sae"] = node("SAEmnesiaLoadSAE", sae_name=file, hookpoint="")
-        graph["erase"] = node("SAEmnesiaErase", model=["checkpoint", 0], sae=["sae", 0], actuator=actuator, start=0.0,
-                              end=1.0, concepts=", ".join(name + suffix for name in task.names), apply_to="both")
-        graph["sampler"]["inputs"]["model"] = ["erase", 0]
-    return add
 
 
 def negative_prompt(graph: Graph, task: Task) -> None:
@@ -117,17 +83,44 @@ def esd_x(unet: torch.nn.Module, names: list[str]) -> rivals.Deltas:
     return rivals.esd_x(unet, [text for name in names for text in rivals.prompts(name)])
 
 
+def found(hookpoint: str) -> str:
+    """The concept file of all concepts with rows at these places only, in the host's folder."""
+    return f"scenes-bench-{hashlib.sha256(f'{fingerprint()} {hookpoint}'.encode()).hexdigest()[:12]}"
+
+
+def ours_at(hookpoint: str) -> Callable[[Graph, Task], None]:
+    return lambda graph, task: ours(f"{found(hookpoint)}.safetensors")(graph, task)
+
+
+def find_missing(host: ComfyHost, methods: Sequence[str], names: Sequence[str]) -> None:
+    """Find the concepts at the places that some methods erase at."""
+    for name, hookpoint in (("block", BLOCK), ("blocks", BLOCKS)):
+        if name in methods and not find.path_of(found(hookpoint)).exists():
+            seconds = find.find(host, names, file=found(hookpoint), hookpoint=hookpoint)
+            print(f"{METHODS[name].title}: found in {seconds:.0f} s", flush=True)
+
+
+def papers(graph: Graph, task: Task) -> None:
+    graph["erase"] = node("MiniCanvasPapersHook", model=["checkpoint", 0], block=BLOCK_PATH, gamma=-1.0,
+                          sae_path=str(PAPERS_SAE), concepts=", ".join(task.names), sign_error=True)
+    graph["sampler"]["inputs"]["model"] = ["erase", 0]
+
+
 METHODS = {
     "none": Method("no erasure"),
     "without": Method("the prompt without the word (the reference)",
                       text=lambda task, shot: shot.without(task.kind, task.erased).text),
     "ours": Method("ours, every cross-attention", ours()),
+    "block": Method("ours, one block's output", ours_at(BLOCK)),
+    "blocks": Method("ours, every block's output", ours_at(BLOCKS)),
+    "papers": Method("the papers' hook", papers),
     "negative": Method("negative prompt", negative_prompt),
     "nag": Method("NAG", nag),
     "uce": Method("UCE", edited(uce)),
     "esd-x": Method("ESD-x", edited(esd_x)),
 }
-QUICK_METHODS = ("none", "without", "ours")
+QUICK_METHODS = ("none", "without", "ours", "negative", "uce")
+USUAL_METHODS = tuple(name for name in METHODS if name not in ("esd-x", "papers"))
 
 
 def single(kind: str, names: Sequence[int]) -> list[Task]:
@@ -135,32 +128,16 @@ def single(kind: str, names: Sequence[int]) -> list[Task]:
 
 
 def groups(quick: bool) -> dict[str, list[Task]]:
-    """{group: tasks}; the quick subset keeps near neighbours (cat, bear; rose)."""
+    """{group: tasks}; the quick subset erases what is in the committed concept file."""
     if quick:
-        some = [OBJECTS.index(name) for name in ("cat", "bear", "rose", "key")]
-        return {"objects": single("object", some), "styles": single("style", (0, 3)), "grounds": single("ground", (1,))}
+        tasks = [table.task_of(name) for name in find.SOME]
+        return {f"{kind}s": [task for task in tasks if task.kind == kind] for kind in table.KINDS}
     singles = {f"{kind}s": single(kind, range(len(names))) for kind, names in table.KINDS.items()}
     return singles | {
         "neighbours": table.neighbours(), "3 objects": table.several("object", 3, 6),
         "9 objects": table.several("object", 9, 12), "3 styles": table.several("style", 3, 4),
         "other words": table.held_out([*singles["objects"][::4], *singles["styles"][::2]]),
     }
-
-
-def paint(host: ComfyHost, method: Method, task: Task, seed: int, cfg: float = CFG, steps: int = STEPS) -> torch.Tensor:
-    """The task's pictures [n, 3, px, px] in 0..1."""
-    pictures, prompts = [], [method.text(task, shot) for shot in task.shots]
-    for start in range(0, len(prompts), BATCH):
-        graph = base_graph(prompts[start:start + BATCH], seed + start, cfg, steps)
-        method.add(graph, task)
-        pictures += [decode_png(png) for png in host.run(graph, timeout=3600).images]
-    return torch.stack(pictures)
-
-
-def decode_png(png: bytes) -> torch.Tensor:
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3) \
-        .permute(2, 0, 1).float() / 255
 
 
 def fingerprint() -> str:
@@ -190,20 +167,13 @@ class Results:
         write_json(self.path, self.data)
 
 
-def link_bench_nodes() -> None:
-    link = COMFY / "custom_nodes" / "minicanvas-bench"
-    if link.resolve() != BENCH_NODES:
-        link.unlink(missing_ok=True)
-        link.symlink_to(BENCH_NODES)
-
-
 def any_scenes(count: int = 240, seed: int = 5) -> Task:
     """Scenes of all kinds, in all words of training."""
     generator = torch.Generator().manual_seed(seed)
     return Task("object", (), tuple(Shot(random_scene(generator), TEMPLATES[i % len(TEMPLATES)]) for i in range(count)))
 
 
-def base_accuracy(host: ComfyHost, judge: Judge, seeds: int = 2) -> dict[str, float]:
+def base_accuracy(host: ComfyHost, judge: Judge, seeds: int) -> dict[str, float]:
     """{kind: share of any scenes that show all that is said of it, without erasure}, in per cent."""
     task = any_scenes()
     rights = [table.rights(task.shots, judge.verdict(paint(host, METHODS["none"], task, 500_000 * (i + 1), steps=20)))
@@ -275,16 +245,16 @@ def main() -> None:
     options = parser.parse_args()
     link_bench_nodes()
     results = Results(RESULTS / ("scenes-quick.json" if options.quick else "scenes.json"))
-    methods = options.methods or list(QUICK_METHODS if options.quick else METHODS)
+    methods = options.methods or list(QUICK_METHODS if options.quick else USUAL_METHODS)
     members = {name: of for name, of in groups(options.quick).items() if name in (options.groups or [name])}
     judge = load_judge()
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host:
-        if "base" not in results.data and not options.quick:
-            results.data["base"] = base_accuracy(host, judge)
+        find_missing(host, methods, find.SOME if options.quick else table.all_names())
+        if "base" not in results.data:
+            results.data["base"] = base_accuracy(host, judge, 1 if options.quick else 2)
             results.write()
-        if "base" in results.data:
-            print("painted right without erasure: {object:.1f} % of objects, {style:.1f} % of styles, "
-                  "{ground:.1f} % of grounds".format(**results.data["base"]))
+        print("painted right without erasure: {object:.1f} % of scenes in all their objects, {style:.1f} % in style, "
+              "{ground:.1f} % in ground".format(**results.data["base"]), flush=True)
         for cfg in options.guidance or ((CFG,) if options.quick else GUIDANCES):
             means = run(host, judge, results, cfg, members, methods)
             results.data.setdefault("means", {})[f"{cfg:g}"] = {

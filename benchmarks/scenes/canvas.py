@@ -87,8 +87,9 @@ def picture(scene: Scene, spots: list[Spot]) -> torch.Tensor:
     return canvas
 
 
-def random_scene(generator: torch.Generator) -> Scene:
-    n = 2 if float(torch.rand((), generator=generator)) < PAIRS else 1
+def random_scene(generator: torch.Generator, pairs: float = PAIRS) -> Scene:
+    """Any scene; pairs: the chance of two objects."""
+    n = 2 if float(torch.rand((), generator=generator)) < pairs else 1
     objects = torch.randperm(len(OBJECTS), generator=generator)[:n].tolist()
     style, background = (int(torch.randint(n, (), generator=generator)) for n in (len(STYLES), len(BACKGROUNDS)))
     return Scene(tuple(objects), style, background)

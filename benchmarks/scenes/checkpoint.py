@@ -1,12 +1,14 @@
 """Put MiniCanvas into a ComfyUI's model folders: the checkpoint (UNet, VAE, seeded text encoder) and its concepts.
 
     python -m benchmarks.scenes.checkpoint .host/ComfyUI/models
+    python -m benchmarks.scenes.checkpoint --pack run/a/unet.safetensors run/b/unet.safetensors
 
 ComfyUI's *Load Checkpoint* reads the checkpoint as SD 1.5. The UNet is kept as int8 with a scale a row, half of fp16's
 bytes; the checkpoint has it in fp16.
 """
+import argparse
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,12 +56,31 @@ def assemble(out: Path, weights: Path = WEIGHTS) -> None:
 
 
 def install(models: Path, weights: Path = WEIGHTS) -> None:
-    """Write checkpoint and concepts into a ComfyUI's `models` folder."""
-    concepts = models / "sae" / NAME
+    """Write checkpoint and concepts, once they are found, into a ComfyUI's `models` folder."""
+    found, concepts = weights / "concepts.safetensors", models / "sae" / NAME
     concepts.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(weights / "concepts.safetensors", concepts)
+    if found.exists():
+        shutil.copyfile(found, concepts)
     assemble(models / "checkpoints" / NAME, weights)
 
 
+def pack(unets: Sequence[Path], weights: Path = WEIGHTS) -> None:
+    """Keep the mean of what processes that trained together left."""
+    states = [load_file(path) for path in unets]
+    mean = {name: sum(state[name].float() for state in states) / len(states) for name in states[0]}
+    save_atomically(packed(mean), weights / "unet.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="?", help="a ComfyUI's models folder, to put the checkpoint into")
+    parser.add_argument("--pack", type=Path, nargs="+", metavar="UNET", help="what train_unet left, for weights/")
+    options = parser.parse_args()
+    if options.pack:
+        pack(options.pack)
+    if options.models:
+        install(options.models)
+
+
 if __name__ == "__main__":
-    install(Path(sys.argv[1]))
+    main()

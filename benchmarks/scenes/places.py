@@ -24,19 +24,18 @@ from sae_models.storage import write_json
 from tools.comfy_host import COMFY
 
 from . import models  # noqa: F401  (puts ComfyUI on the path)
-from .bench import CFG, RESULTS, STEPS
 from .canvas import CANVAS_PX
 from .checkpoint import NAME
+from .find import CONCEPTS as CONCEPTS_TXT
+from .find import RESULTS, TEMPLATES
 from .judge import load_judge
-from .table import KINDS, Task, rights, shown, task
+from .paint import CFG, STEPS
+from .table import Task, rights, shown, task_of
 
 CONCEPTS = ("cat", "frog", "castle", "rose", "noto style", "contrast style", "blue ground")
 NEURONS = (1, 4)
 STRENGTHS = (0.25, 0.5, 1.0, 1.5)
-HERE = Path(__file__).parent
-SUBJECTS = (HERE / "concepts.txt").read_text("utf-8").splitlines()
-"""All that MiniCanvas knows, as *Find Concept* and *Train* read it."""
-TEMPLATES = (HERE / "prompts.txt").read_text("utf-8")
+SUBJECTS = CONCEPTS_TXT.read_text("utf-8").splitlines()
 
 
 def line_of(concept: str) -> str:
@@ -48,14 +47,9 @@ def extension() -> SimpleNamespace:
     sys.path.insert(0, str(COMFY / "custom_nodes"))
     names = ("nodes.find", "nodes.patch", "nodes.measure", "nodes.painting", "nodes.training", "sae_models.table",
              "sae_models.adapter", "sae_models.erasure", "sae_models.formats", "sae_models.hookpoint",
-             "sae_models.sae")
-    return SimpleNamespace(**{name.split(".")[1]: importlib.import_module(f"comfyui-saemnesia.{name}")
+             "sae_models.sae", "sae_models.learning.prompts")
+    return SimpleNamespace(**{name.split(".")[-1]: importlib.import_module(f"comfyui-saemnesia.{name}")
                               for name in names})
-
-
-def task_of(concept: str) -> Task:
-    name, _, kind = concept.rpartition(" ") if concept.endswith((" style", " ground")) else (concept, "", "object")
-    return task(kind, [KINDS[kind].index(name)], seed=3)
 
 
 @dataclass(frozen=True)
@@ -132,15 +126,14 @@ class Studio:
     def effects(self, erased: Sequence[Any], what: Any) -> list[Any]:
         """*removed* and *touched* of some erasures, on held-out prompts."""
         painter = self.host.painting.Painter(self.model, self.clip, self.painting)
-        said = [p for p in what.held_out if 0 in p.said]
         erasers = {i: model.get_attachment(self.host.patch.KEY).erasures for i, model in enumerate(erased)}
-        found = self.host.measure.effects(painter, erasers, [(p.text, p.without[p.said.index(0)]) for p in said],
-                                          [p.text for p in what.held_out if 0 not in p.said])
+        found = self.host.measure.effects(painter, erasers,
+                                          *self.host.prompts.trial(0, what.lesson.held_out, what.lesson.prompts))
         return list(found.values())
 
     def rows(self, concept: str) -> Iterator[Row]:
         what, maps = self.tables(concept)
-        of = task_of(concept)
+        of = task_of(concept, seed=3)
         of = replace(of, shots=tuple(shot for shot in of.shots if of.says(shot)))
         yield Row(concept, "no erasure", 0, 0.0, 0.0, 0.0, *self.seen(self.model, of))
         ways = list(self._ways(concept, what, maps))

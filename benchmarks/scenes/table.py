@@ -116,6 +116,17 @@ def task(kind: str, erased: Sequence[int], templates: Sequence[str] = TEMPLATES,
     return object_task(erased, templates, seed) if kind == "object" else other_task(kind, erased, templates, seed)
 
 
+def all_names() -> list[str]:
+    """Every concept of MiniCanvas."""
+    return [NAMES[kind].format(name) for kind, names in KINDS.items() for name in names]
+
+
+def task_of(name: str, seed: int = 0) -> Task:
+    """The task of one concept by its name."""
+    word, _, kind = name.rpartition(" ") if name.endswith((" style", " ground")) else (name, "", "object")
+    return task(kind, [KINDS[kind].index(word)], seed=seed)
+
+
 def several(kind: str, count: int, sets: int) -> list[Task]:
     """`sets` fixed random choices of `count` concepts erased at once."""
     generator = torch.Generator().manual_seed(count)

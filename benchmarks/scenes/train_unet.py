@@ -14,11 +14,12 @@ from sae_models.learning.sparse import bfloat16_is_fast
 
 from ..minicanvas.harness import Run, TrainConfig, save_atomically
 from ..minicanvas.models import new_vae
-from ..minicanvas.train_unet import MIN_SNR_GAMMA, alphas_cumprod, decode, save_grid
-from .canvas import Scene, random_pictures, random_scene
+from .canvas import PAIRS, Scene, random_pictures, random_scene
+from .checkpoint import unpacked
 from .models import new_unet
 from .text import TEMPLATES, contexts, prompt
 
+MIN_SNR_GAMMA = 5.0
 NOTHING_SAID, NO_OBJECTS, NO_STYLE, NO_GROUND = 0.08, 0.1, 0.12, 0.12
 TOWARDS_NOISE = 0.75
 """Timesteps are drawn as 1000 u^0.75: more of those at which what a picture shows is decided, fewer of the finish."""
@@ -28,6 +29,11 @@ LOOK = ("a cat and a castle, noto style, on a blue ground", "a rose, mono style,
         "a frog, twemoji style, on a dotted ground", "a key and a house, contrast style, on a yellow ground",
         "a penguin and a banana, fluent style, on a white ground", "a dog, noto style, on a dotted ground",
         "a guitar and a turtle, twemoji style, on a blue ground", "noto style, on a blue ground")
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """SD's "scaled linear" schedule, [1000]."""
+    return (1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2).cumprod(0).float()
 
 
 def said(scene: Scene, generator: torch.Generator) -> str:
@@ -48,10 +54,10 @@ def encode(vae: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     return (vae.taesd_encoder(pictures) / vae.vae_scale + vae.vae_shift) * 0.18215
 
 
-def make_pool(vae: nn.Module, prompts: int, copies: int, seed: int) -> dict[str, torch.Tensor]:
+def make_pool(vae: nn.Module, prompts: int, copies: int, seed: int, pairs: float) -> dict[str, torch.Tensor]:
     """latents [prompts, copies, 4, h, w] of pictures of a scene each, contexts fp16 [prompts, 77, 768]."""
     generator = torch.Generator().manual_seed(seed)
-    scenes = [random_scene(generator) for _ in range(prompts)]
+    scenes = [random_scene(generator, pairs) for _ in range(prompts)]
     words = contexts([said(scene, generator) for scene in scenes]).half()
     parts = []
     for _ in range(copies):
@@ -102,22 +108,27 @@ def sample(unet: nn.Module, context: torch.Tensor, empty: torch.Tensor, seed: in
     return x
 
 
-def cached_pool(path: Path, vae: nn.Module, prompts: int, copies: int, seed: int) -> dict[str, torch.Tensor]:
-    """The pool, kept beside the checkpoints for the next resume."""
+@torch.no_grad()
+def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures in 0..1 from latents as the UNet has them."""
+    return vae.taesd_decoder((latents / 0.18215 - vae.vae_shift) * vae.vae_scale).clamp(0, 1)
+
+
+def save_grid(pictures: torch.Tensor, columns: int, path: Path) -> None:
+    """Write [n, 3, h, w] pictures as one PNG, row by row."""
+    from PIL import Image
+    n, _, h, w = pictures.shape
+    grid = pictures.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2)
+    grid = grid.reshape(n // columns * h, columns * w, 3)
+    Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)
+
+
+def cached_pool(path: Path, vae: nn.Module, *of_what: float) -> dict[str, torch.Tensor]:
+    """The pool of `make_pool(vae, *of_what)`, kept beside the checkpoints for the next resume."""
     if not path.exists():
         print("painting and encoding pictures", flush=True)
-        save_atomically(make_pool(vae, prompts, copies, seed), path)
+        save_atomically(make_pool(vae, *of_what), path)
     return load_file(path)
-
-
-def widen(unet: nn.Module, old: dict[str, torch.Tensor]) -> None:
-    """Start from a narrower UNet's weights: what it lacks adds nothing at first, and every cross-attention can hear."""
-    missing, unexpected = unet.load_state_dict(old, strict=False)
-    print(f"new: {len(missing)} tensors, not used: {unexpected}", flush=True)
-    for name, module in unet.named_modules():
-        if name.endswith("attn2") and not module.to_v.weight.any():
-            nn.init.kaiming_uniform_(module.to_v.weight, a=5 ** 0.5)
-            nn.init.zeros_(module.to_out[0].weight)
 
 
 @torch.no_grad()
@@ -139,8 +150,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3000, help="different prompts in the pool")
     parser.add_argument("--copies", type=int, default=2, help="pictures of each prompt in the pool")
     parser.add_argument("--seed", type=int, default=1, help="of the pool")
+    parser.add_argument("--pairs", type=float, default=PAIRS, help="share of pictures with two objects")
     parser.add_argument("--look-every", type=int, default=250)
-    parser.add_argument("--init", type=Path, help="start from the weights of this file")
+    parser.add_argument("--init", type=Path, help="start from the weights of this file, such as those in weights/")
     parser.add_argument("--peer", type=Path, help="--out of another process of this script, to average with")
     parser.add_argument("--lane", type=int, default=0, help="another number, other noise: for processes that average")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -153,10 +165,10 @@ def main() -> None:
     vae.float().requires_grad_(False)
     config = TrainConfig(options.out / "unet-run", options.steps, lr=options.lr, ema=0.998)
     pool = cached_pool(config.folder / f"pool-{options.seed}.safetensors", vae, options.prompts, options.copies,
-                       options.seed)
+                       options.seed, options.pairs)
     unet = new_unet()
     if options.init:
-        widen(unet, {k: v.float() for k, v in load_file(options.init).items()})
+        unet.load_state_dict({k: v.float() for k, v in unpacked(load_file(options.init)).items()})
     batches, run = Batches(pool, options.batch, options.device), Run(unet, config, options.device)
     words, empty = contexts(list(LOOK)), contexts([""])
 

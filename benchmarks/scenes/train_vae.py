@@ -1,6 +1,6 @@
 """Train MiniCanvas's TAESD-shaped VAE on random crops of random pictures, then scale its latents to unit variance.
 
-    python -m benchmarks.scenes.train_vae --steps 4000 --out benchmarks/minicanvas/weights
+    python -m benchmarks.scenes.train_vae --steps 4000 --out benchmarks/scenes/weights
 """
 import argparse
 from pathlib import Path
