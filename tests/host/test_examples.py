@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import widget_helpers as canvas
+from playwright.sync_api import expect
 
 from tools.comfy_host import COMFY, ComfyHost
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
-WRITTEN = {"erase": (), "find": ("found",), "train": ("my concepts",)}
+WRITTEN = {"erase": (), "find": ("found",), "train": ("my concepts",), "words": ("minicanvas *",)}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,10 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     for node in workflow["nodes"]:
         assert (kept[node["id"]] or []) == node.get("widgets_values", []), node["type"]
     assert len(set(canvas.queue_and_wait(page))) >= 2
+    if example in ("find", "words"):
+        expect(page.locator(".saemnesia-report")).to_contain_text("cat: ")
     for name in WRITTEN[example]:
-        assert (COMFY / "models" / "sae" / f"{name}.safetensors").exists()
+        assert list((COMFY / "models" / "sae").glob(f"{name}.safetensors"))
     page.context.close()
 
 
