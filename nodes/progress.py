@@ -21,7 +21,8 @@ class Progress:
         self.done += 1
         self.painted += x0 is not None
         left = (time.monotonic() - self.began) / max(1, self.painted) * (self.steps - self.done)
-        say(self.node, f"painting to learn from: step {self.done} of {self.steps}, about {in_words(left)} left")
+        say(self.node, f"painting to learn from: step {self.done} of {self.steps}, about {in_words(left)} left"
+            if self.done < self.steps else "learned")
         preview = None if x0 is None or self.previewer is None else \
             self.previewer.decode_latent_to_preview_image("JPEG", x0)
         self.bar.update_absolute(self.done, preview=preview)

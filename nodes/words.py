@@ -55,7 +55,7 @@ class EraseWords(io.ComfyNode):
                     "Guidance of these pictures: what you paint with. 1 for Turbo, Lightning and LCM models.")),
             ],
             outputs=[io.Model.Output(display_name="MODEL"), files.SaeType.Output("found", display_name="SAE"),
-                     io.String.Output("report")],
+                     io.String.Output("report", display_name="report")],
         )
 
     @classmethod

@@ -1,11 +1,13 @@
 /**
  * What a node says of its work when it is done, below its widgets: "cat: 94% removed, others 0.1% touched".
  *
- * The text is a DOM widget that is never saved; it appears with the first run.
+ * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
+ * comes later.
  */
 import { app } from "../../../scripts/app.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept"]
+const BEFORE = "What it does is said here after a run."
 const LINE = 17
 const PADDING = 10
 const MOST = 8 // lines that are shown without scrolling
@@ -24,9 +26,10 @@ function lines(text, width) {
 }
 
 function addReport(node) {
-  const root = Object.assign(document.createElement("div"), { className: "saemnesia-report widget-expands" })
+  const root = Object.assign(document.createElement("div"), { className: "saemnesia-report", textContent: BEFORE })
   root.setAttribute("style", STYLE)
   root.setAttribute("role", "status")
+  root.style.minHeight = `${LINE + PADDING}px`
   const report = { root, lines: 1 }
   const height = () => report.lines * LINE + PADDING
   const widget = node.addDOMWidget(`report_${++made}`, "saemnesia_report", root, {
@@ -35,11 +38,10 @@ function addReport(node) {
   })
   widget.serialize = false
   reports.set(node, report)
-  return report
 }
 
 function show(node, text) {
-  const report = reports.get(node) ?? addReport(node)
+  const report = reports.get(node)
   report.root.textContent = text
   report.lines = lines(text, node.size[0])
   report.root.style.minHeight = `${report.lines * LINE + PADDING}px`
@@ -51,6 +53,7 @@ app.registerExtension({
   name: "SAEmnesia.NodeReport",
   nodeCreated(node) {
     if (!REPORTING.includes(node.comfyClass)) return
+    addReport(node)
     const before = node.onExecuted
     node.onExecuted = function (output, ...rest) {
       const result = before?.call(this, output, ...rest)
