@@ -28,14 +28,12 @@ HELD_OUT = 1_000_000
 
 @dataclass
 class Collector:
-    """Makes chunks of maps with a loaded model. tokens: of a map that are kept, the same ones with and without; wanted:
-    so many first concepts are left out rather than others that a prompt says beside them."""
+    """Makes chunks of maps with a loaded model. tokens: of a map that are kept, the same ones with and without."""
     painter: Painter
     prompts: Sequence[Prompt]
     n_concepts: int
     blocks: Sequence[Block]
     tokens: int | None = None
-    wanted: int = 0
 
     def __post_init__(self) -> None:
         for block in self.blocks:
@@ -76,7 +74,7 @@ class _Recorder:
         if self.mixed:
             every = self.collector.prompts
             said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
-        choice = [self._choice(prompt) for prompt in said]
+        choice = [int(torch.randint(len(prompt.said), (), generator=self.generator)) for prompt in said]
         left_out = [prompt.without[i] for prompt, i in zip(said, choice, strict=True)]
         tokens, without = self._seen(step, [prompt.text for prompt in said]), self._seen(step, left_out)
         for block, parts in self.outputs.items():
@@ -86,12 +84,6 @@ class _Recorder:
         for row, prompt in enumerate(said):
             labels[row, list(prompt.said)] = True
         self.labels.append((unsaid, labels, step.t.float().cpu()))
-
-    def _choice(self, prompt: Prompt) -> int:
-        """Which of the concepts that a prompt says is left out."""
-        places = [i for i, concept in enumerate(prompt.said) if concept < self.collector.wanted]
-        places = places or list(range(len(prompt.said)))
-        return places[int(torch.randint(len(places), (), generator=self.generator))]
 
     def _seen(self, step: Step, texts: list[str]) -> dict[Block, torch.Tensor]:
         """Every block's output as tokens [n, N, d_in]."""

@@ -153,7 +153,7 @@ _painted: dict[str, dict[int, dict[Block, Maps]]] = {}
 
 def _maps(painter: Painter, what: training.Search, headers: Sequence[Header]) -> list[Maps]:
     lesson, blocks = what.lesson, [Block.of(header) for header in headers]
-    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS, len(what.wanted))
+    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS)
     heard = float(painter.encoded([lesson.prompts[0].text]).context.double().sum())
     run = f"{fingerprint(painter.model)} {heard} {lesson} {blocks}"
     if run not in _painted:
