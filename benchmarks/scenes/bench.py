@@ -36,7 +36,7 @@ from .text import TEMPLATES
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MADE = COMFY / "models" / "minicanvas-bench"
 BLOCK, BLOCK_PATH = "up_blocks.0.attentions.0", "output_blocks.0.1"
-"""One block's output, as the papers hook it: the best single one (places.py); by its two names."""
+"""One block's output, as the papers hook it, by its two names; which one is best was not measured yet (places.py)."""
 PAPERS_SAE = COMFY / "models" / "sae" / "scenes-methods" / "published-0.safetensors"
 """Made by methods.py."""
 BLOCKS = ", ".join(("down_blocks.0.attentions.0", "down_blocks.1.attentions.0", "mid_block.attentions.0",

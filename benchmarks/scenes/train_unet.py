@@ -14,12 +14,12 @@ from sae_models.learning.sparse import bfloat16_is_fast
 
 from ..minicanvas.harness import Run, TrainConfig, save_atomically
 from ..minicanvas.models import new_vae
+from ..minicanvas.train_unet import MIN_SNR_GAMMA, alphas_cumprod, decode, save_grid
 from .canvas import PAIRS, Scene, random_pictures, random_scene
 from .checkpoint import unpacked
 from .models import new_unet
 from .text import TEMPLATES, contexts, prompt
 
-MIN_SNR_GAMMA = 5.0
 NOTHING_SAID, NO_OBJECTS, NO_STYLE, NO_GROUND = 0.08, 0.1, 0.12, 0.12
 TOWARDS_NOISE = 0.75
 """Timesteps are drawn as 1000 u^0.75: more of those at which what a picture shows is decided, fewer of the finish."""
@@ -29,11 +29,6 @@ LOOK = ("a cat and a castle, noto style, on a blue ground", "a rose, mono style,
         "a frog, twemoji style, on a dotted ground", "a key and a house, contrast style, on a yellow ground",
         "a penguin and a banana, fluent style, on a white ground", "a dog, noto style, on a dotted ground",
         "a guitar and a turtle, twemoji style, on a blue ground", "noto style, on a blue ground")
-
-
-def alphas_cumprod() -> torch.Tensor:
-    """SD's "scaled linear" schedule, [1000]."""
-    return (1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2).cumprod(0).float()
 
 
 def said(scene: Scene, generator: torch.Generator) -> str:
@@ -108,27 +103,23 @@ def sample(unet: nn.Module, context: torch.Tensor, empty: torch.Tensor, seed: in
     return x
 
 
-@torch.no_grad()
-def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures in 0..1 from latents as the UNet has them."""
-    return vae.taesd_decoder((latents / 0.18215 - vae.vae_shift) * vae.vae_scale).clamp(0, 1)
-
-
-def save_grid(pictures: torch.Tensor, columns: int, path: Path) -> None:
-    """Write [n, 3, h, w] pictures as one PNG, row by row."""
-    from PIL import Image
-    n, _, h, w = pictures.shape
-    grid = pictures.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2)
-    grid = grid.reshape(n // columns * h, columns * w, 3)
-    Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)
-
-
 def cached_pool(path: Path, vae: nn.Module, *of_what: float) -> dict[str, torch.Tensor]:
     """The pool of `make_pool(vae, *of_what)`, kept beside the checkpoints for the next resume."""
     if not path.exists():
         print("painting and encoding pictures", flush=True)
         save_atomically(make_pool(vae, *of_what), path)
     return load_file(path)
+
+
+def widen(unet: nn.Module, old: dict[str, torch.Tensor]) -> None:
+    """Start from a UNet's weights, perhaps a narrower one's: what it lacks adds nothing at first, and every
+    cross-attention can hear."""
+    missing, unexpected = unet.load_state_dict(old, strict=False)
+    print(f"new: {len(missing)} tensors, not used: {unexpected}", flush=True)
+    for name, module in unet.named_modules():
+        if name.endswith("attn2") and not module.to_v.weight.any():
+            nn.init.kaiming_uniform_(module.to_v.weight, a=5 ** 0.5)
+            nn.init.zeros_(module.to_out[0].weight)
 
 
 @torch.no_grad()
@@ -168,7 +159,7 @@ def main() -> None:
                        options.seed, options.pairs)
     unet = new_unet()
     if options.init:
-        unet.load_state_dict({k: v.float() for k, v in unpacked(load_file(options.init)).items()})
+        widen(unet, {k: v.float() for k, v in unpacked(load_file(options.init)).items()})
     batches, run = Batches(pool, options.batch, options.device), Run(unet, config, options.device)
     words, empty = contexts(list(LOOK)), contexts([""])
 

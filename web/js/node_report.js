@@ -1,5 +1,5 @@
 /**
- * What a node says of its work when it is done, below its widgets: "cat: 94% removed, others 0.1% touched".
+ * What a node says of its work when it is done, below its widgets: "cat: 79% removed, others 0.0% touched".
  *
  * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
  * comes later.
