@@ -10,6 +10,7 @@ const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExpo
 const BEFORE = "What it does is said here after a run."
 const LINE = 17
 const PADDING = 10
+const MARGIN = 20 // what the canvas leaves free above and below a DOM widget, together
 const MOST = 8 // lines that are shown without scrolling
 const LETTERS = 0.16 // lines that a letter takes in a node one pixel wide, times its width
 
@@ -31,7 +32,7 @@ function addReport(node) {
   root.setAttribute("role", "status")
   root.style.minHeight = `${LINE + PADDING}px`
   const report = { root, lines: 1 }
-  const height = () => report.lines * LINE + PADDING
+  const height = () => report.lines * LINE + PADDING + MARGIN
   const widget = node.addDOMWidget(`report_${++made}`, "saemnesia_report", root, {
     serialize: false, // not in the API format; the next line: not in the workflow
     hideInPanel: true, getMinHeight: height, getMaxHeight: height,
