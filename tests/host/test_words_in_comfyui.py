@@ -81,7 +81,8 @@ def test_new_words_join_the_file_and_nodes_in_a_row_erase_what_one_does(host, fi
     made["more"] = node("SAEmnesiaEraseWords",
                         **made["words"]["inputs"] | {"words": "watercolor style", "model": ["words", 0]})
     made["sampler"]["inputs"]["model"] = ["more", 0]
-    torch.testing.assert_close(one, latents(host, made), rtol=1e-4, atol=1e-4)
+    off, effect = (one - latents(host, made)).abs().max(), (one - latents(host, words("cat"))).abs().max()
+    assert off < 1e-3 * effect
 
 
 def test_another_lora_is_another_model_and_the_checkpoint_stays_itself_beside_it(host, first):
