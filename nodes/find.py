@@ -31,7 +31,7 @@ TOKENS = 256
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
 WEIGHTS = Weights(push=0.0)
-"""At a cross-attention to carry what the words add is enough; more is further away again."""
+"""What the words add; how much further removes most is measured on the model."""
 
 
 class FindConcept(io.ComfyNode):
@@ -61,7 +61,7 @@ class FindConcept(io.ComfyNode):
                     "the best neurons: those of the SAE that fire most for the concept, the same at every noise level "
                     "or the best at each; erase them with 'steer'.")),
                 io.Int.Input("neurons", default=0, min=0, max=64, tooltip=(
-                    "How many neurons stand for the concept at a place. 0: as few as remove it, at most 8 (start "
+                    "How many neurons stand for the concept at a place. 0: as few as remove it, at most 4 (start "
                     "here); of an SAE's best neurons 0 takes one.")),
                 io.Int.Input("pictures", default=32, min=2, max=10_000, tooltip=(
                     "How many pictures are painted; half of them show the concept. More are surer.")),
@@ -96,22 +96,23 @@ class FindConcept(io.ComfyNode):
         out, headers = files.new_path(name), _places(model, how, sae, hookpoint)
         table.check_addable(out, headers)
         said = found(studio(model, clip, what, cls.hidden.unique_id), what, out, headers,
-                     lambda maps: _tables(how, sae, maps, what, neurons))
+                     lambda maps: _tables(how, sae, maps, what, neurons), own=how == OWN)
         text = f"{out.name}, from {pictures} pictures: {'; '.join(said)}"
         log.info("SAEmnesia: %s", text)
         return io.NodeOutput(files.load(out.name), text, ui={"text": [text]})
 
 
 def found(painter: Painter, what: training.Search, out: Path, headers: Sequence[Header],
-          tables_of: Callable[[Sequence[Maps]], dict[int, list[Table]]]) -> list[str]:
+          tables_of: Callable[[Sequence[Maps]], dict[int, list[Table]]], own: bool = True) -> list[str]:
     """Paint, find the wanted concepts, measure them and write them: a sentence each. Interrupted, and begun again with
-    the same settings, it goes on where it was.
+    the same settings, it goes on where it was. own: the neurons are not an SAE's, so they can carry more than was
+    fitted.
 
     Raises SaeError when words make no difference to the model.
     """
     headers, maps = _heard(headers, _maps(painter, what, headers))
     tables, blocks = tables_of(maps), [Block.of(header) for header in headers]
-    chosen = [_chosen(painter, what, blocks, tables, i) for i in range(len(what.wanted))]
+    chosen = [_chosen(painter, what, blocks, tables, i, own) for i in range(len(what.wanted))]
     for parts, _ in chosen:
         table.add(out, list(zip(headers, parts, strict=True)))
     _painted.clear()
@@ -142,7 +143,7 @@ def places(model: Any, names: str = "") -> list[Header]:
 
 def studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
     """Paints all the pictures, and shows how far it is."""
-    batches = what.lesson.chunks + len(what.wanted)
+    batches = what.lesson.chunks + 2 * len(what.wanted)
     steps = batches * what.lesson.painting.steps
     return Painter(model, clip, what.lesson.painting, Progress(model, steps, node))
 
@@ -199,16 +200,20 @@ def own_tables(maps: Sequence[Maps], what: training.Search, numbers: Sequence[in
 
 
 def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],
-            number: int) -> tuple[list[Table], str]:
-    """Every place's rows of one wanted concept, as many as it needs, and what they do, in words."""
-    name = what.wanted[number].name
-    own = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
-    effects = measure.effects(painter, {n: measure.ablating(blocks, parts) for n, parts in own.items()},
-                              *trial(number, what.lesson.held_out, what.lesson.prompts))
-    n = fewest_neurons(effects)
+            number: int, own: bool) -> tuple[list[Table], str]:
+    """Every place's rows of one wanted concept, as many as it needs and as far as removes most, and what they do, in
+    words. What they do is measured on other pictures than those that decide how many and how far."""
+    name, trials = what.wanted[number].name, trial(number, what.lesson.held_out, what.lesson.prompts)
+    rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
+    effects = measure.effects(painter, {n: measure.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
+    n = fewest_neurons({n: effect.scaled() for n, effect in effects.items()} if own else effects)
+    ways = {scale: [table.scaled(part, scale) for part in rows[n]] for scale in {1.0, effects[n].scale if own else 1.0}}
+    checked = measure.effects(painter, {scale: measure.ablating(blocks, parts) for scale, parts in ways.items()},
+                              *trials, batch=1)
+    scale = max(checked, key=lambda scale: checked[scale].gain)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
-    words = f"{name}: {effects[n].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
-    return [table.measured(part, effects[n].shares) for part in own[n]], words
+    words = f"{name}: {checked[scale].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
+    return [table.measured(part, checked[scale].shares) for part in ways[scale]], words
 
 
 NODES = [FindConcept]

@@ -19,20 +19,19 @@ STEPS = 6
 Eraser = Mapping[Block, Erasure]
 
 
-def effects(painter: Painter, erasers: Mapping[int, Eraser], said: Sequence[tuple[str, str]], others: Sequence[str],
-            batches: int = 1) -> dict[int, Effect]:
-    """What each of several erasers does, on the same pictures.
+def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tuple[str, str]], others: Sequence[str],
+            batch: int = 0) -> dict[float, Effect]:
+    """What each of several erasers does, on the same pictures: those of this number.
 
     said: prompts that say the concept, each with the same without it; others: prompts that do not say it.
     """
     painting = painter.painting
     measured = {key: Effect() for key in erasers}
     kept = torch.linspace(0, painting.steps - 1, min(STEPS, painting.steps)).round().int().tolist()
-    for number in range(batches):
-        places = range(number * painting.batch, (number + 1) * painting.batch)
-        pairs, rest = [said[i % len(said)] for i in places], [others[i % len(others)] for i in places]
-        generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + HELD_OUT + number)
-        painter.paint([text for text, _ in pairs], generator, kept, partial(_look, erasers, measured, pairs, rest))
+    places = range(batch * painting.batch, (batch + 1) * painting.batch)
+    pairs, rest = [said[i % len(said)] for i in places], [others[i % len(others)] for i in places]
+    generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + HELD_OUT + batch)
+    painter.paint([text for text, _ in pairs], generator, kept, partial(_look, erasers, measured, pairs, rest))
     return measured
 
 
@@ -44,7 +43,7 @@ def ablating(blocks: Sequence[Block], tables: Sequence[Table]) -> Eraser:
     return {block: erasure(block, part) for block, part in zip(blocks, tables, strict=True)}
 
 
-def _look(erasers: Mapping[int, Eraser], measured: Mapping[int, Effect], pairs: Sequence[tuple[str, str]],
+def _look(erasers: Mapping[float, Eraser], measured: Mapping[float, Effect], pairs: Sequence[tuple[str, str]],
           rest: Sequence[str], step: Step) -> None:
     texts = [text for text, _ in pairs], [without for _, without in pairs], list(rest)
     said, without, other = (step.predict(part) for part in texts)

@@ -16,6 +16,8 @@ from sae_models.table import Table, add
 from comfy.cldm.cldm import ControlNet  # isort: skip  (models puts ComfyUI on the path)
 
 NAME = "saemnesia-test.safetensors"
+UNET_CONFIG = models.UNET_CONFIG | {"transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+                                    "transformer_depth_middle": -2}
 HOOKPOINT = "up_blocks.0.attentions.1"
 BLOCKS = ("down_blocks.1.attentions.0", "up_blocks.0.attentions.0", HOOKPOINT)
 ATTENTIONS = tuple(f"{block}.transformer_blocks.0.attn2" for block in BLOCKS)
@@ -25,19 +27,19 @@ FIRING, SILENT = ("cat", "dog", "noto style"), ("rocket", "contrast style")
 def write_checkpoint(path: Path) -> None:
     """About 310 MB, mostly MiniCanvas's text encoder."""
     torch.manual_seed(0)
-    unet = models.initialised(models.UNetModel(**models.UNET_CONFIG,
+    unet = models.initialised(models.UNetModel(**UNET_CONFIG,
                                                operations=models.comfy.ops.disable_weight_init))
     parts = {"model.diffusion_model.": unet, "first_stage_model.": models.new_vae()}
     tensors = {prefix + name: value.half() for prefix, model in parts.items()
                for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(tensors | text.state_dict(), path)
+    save_atomically(tensors | text.checkpoint_state(), path)
 
 
 def write_controlnet(path: Path) -> None:
     """A ControlNet with random weights that fits the checkpoint, about 28 MB."""
     torch.manual_seed(1)
-    config = {name: value for name, value in models.UNET_CONFIG.items()
+    config = {name: value for name, value in UNET_CONFIG.items()
               if name not in ("out_channels", "transformer_depth_output")}
     net = models.initialised(ControlNet(**config, hint_channels=3, operations=models.comfy.ops.disable_weight_init))
     path.parent.mkdir(parents=True, exist_ok=True)

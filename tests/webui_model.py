@@ -100,7 +100,7 @@ def _halves(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def text_encoder() -> dict[str, torch.Tensor]:
     """MiniCanvas's, with a mean that is not zero: Forge divides by it."""
-    state = text.state_dict()
+    state = text.checkpoint_state()
     state[text.PREFIX + "final_layer_norm.bias"] += 0.1
     return state
 

@@ -14,8 +14,9 @@ from tools.sheet import ERASED, Row, sheet
 
 OUTPUT = Path(__file__).resolve().parents[1] / "output"
 MODEL = "minicanvas.safetensors"
-PROMPTS = ("a cat, noto style", "a cat, contrast style", "a dog, noto style", "a rose, fluent style",
-           "a castle, emojione style")
+PROMPTS = ("a cat and a castle, noto style, on a blue ground", "a rose and a cat, contrast style, on a white ground",
+           "a cat, mono style, on a yellow ground", "a dog and a key, fluent style, on a dotted ground",
+           "a penguin, twemoji style, on a striped ground")
 SIDE, ZOOM = 96, 2
 
 

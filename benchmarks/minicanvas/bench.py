@@ -1,142 +1,155 @@
-"""How well concepts are erased from MiniCanvas, and what else changes: the table of UA, IRA, CRA and artefacts.
+"""How well concepts are erased from MiniCanvas's scenes, and what else changes: the table.
 
-    make bench-minicanvas                  every object and style, alone and several at once, every method
-    make bench-minicanvas ARGS=--quick     a fixed subset, some minutes on a CPU
+    python -m benchmarks.minicanvas.bench           every object, style and ground, alone and several; 3 guidances
+    python -m benchmarks.minicanvas.bench --quick   a fixed subset, some minutes on a CPU
 
-Every picture is made by a real ComfyUI over its HTTP API; each method draws the same prompts from the same noise.
-Finished tasks are kept in benchmarks/results/, so a run that was stopped goes on from there.
+Every picture is made by a real ComfyUI over its HTTP API; each method paints the same prompts from the same noise.
+Finished tasks are kept in benchmarks/results/, so a run that was stopped goes on from there. The papers' hook wants an
+SAE, which `methods` trains; ESD-x takes minutes of training for each task, and is run where it is asked for.
 """
 import argparse
 import hashlib
-import io
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
 from tools.sheet import ERASED, PLAIN, Row, sheet
 
-from . import table
-from .canvas import CANVAS_PX
-from .checkpoint import NAME, WEIGHTS
+from . import find, rivals, table
+from .canvas import Scene, random_scene
+from .checkpoint import WEIGHTS, unpacked
 from .icons import OBJECTS, STYLES
 from .judge import Judge, load_judge
-from .text import prompt
+from .models import new_unet
+from .paint import CFG, Method, link_bench_nodes, node, ours, paint
+from .table import Shot, Task
+from .text import TEMPLATES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-BENCH_NODES = Path(__file__).with_name("bench_nodes")
-STEPS, CFG, BATCH = 20, 2.5, 51
-BLOCK = "input_blocks.3.1"
+MADE = COMFY / "models" / "minicanvas-bench"
+BLOCK, BLOCK_PATH = "up_blocks.0.attentions.0", "output_blocks.0.1"
+"""One block's output, as the papers hook it, by its two names; which one is best was not measured yet (places.py)."""
+PAPERS_SAE = COMFY / "models" / "sae" / "minicanvas-methods" / "published-0.safetensors"
+"""Made by methods.py."""
+BLOCKS = ", ".join(("down_blocks.0.attentions.0", "down_blocks.1.attentions.0", "mid_block.attentions.0",
+                    "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.1.attentions.0"))
+GUIDANCES = (1.0, 2.5, 5.0)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to erase: a title, and what it adds to a graph."""
-    title: str
-    add: Callable[[Graph, table.Task], None]
-
-
-def node(class_type: str, **inputs: object) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def base_graph(pairs: tuple[tuple[int, int], ...], seed: int, steps: int = STEPS) -> Graph:
-    """Prompts of `pairs` as one batch; "model" and "negative" are what methods change."""
-    prompts = "\n".join(prompt(OBJECTS[o], STYLES[s]) for o, s in pairs)
-    return {
-        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
-        "positive": node("MiniCanvasPrompts", clip=["checkpoint", 1], prompts=prompts),
-        "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
-        "latent": node("EmptyLatentImage", width=CANVAS_PX, height=CANVAS_PX, batch_size=len(pairs)),
-        "sampler": node("KSampler", model=["checkpoint", 0], positive=["positive", 0], negative=["negative", 0],
-                        latent_image=["latent", 0], seed=seed, steps=steps, cfg=CFG, sampler_name="euler",
-                        scheduler="normal", denoise=1.0),
-        "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix="minicanvas"),
-    }
-
-
-def ours(actuator: str, strength: float | None = None, **options: object) -> Callable[[Graph, table.Task], None]:
-    """*SAEmnesia Erase* with one setting for all concepts."""
-    def add(graph: Graph, task: table.Task) -> None:
-        suffix = "" if strength is None else f":{strength:g}"
-        inputs = {"start": 0.0, "end": 1.0, "apply_to": "both"} | options
-        graph["sae"] = node("SAEmnesiaLoadSAE", sae_name=NAME, hookpoint="")
-        graph["erase"] = node("SAEmnesiaErase", model=["checkpoint", 0], sae=["sae", 0], actuator=actuator,
-                              concepts=", ".join(name + suffix for name in task.names), **inputs)
-        graph["sampler"]["inputs"]["model"] = ["erase", 0]
-    return add
-
-
-def papers(gamma: float, sign_error: bool) -> Callable[[Graph, table.Task], None]:
-    def add(graph: Graph, task: table.Task) -> None:
-        graph["erase"] = node("MiniCanvasPapersHook", model=["checkpoint", 0], block=BLOCK, gamma=gamma,
-                              sae_path=str(WEIGHTS / "sae.safetensors"), concepts=", ".join(task.names),
-                              sign_error=sign_error)
-        graph["sampler"]["inputs"]["model"] = ["erase", 0]
-    return add
-
-
-def negative_prompt(graph: Graph, task: table.Task) -> None:
+def negative_prompt(graph: Graph, task: Task) -> None:
     graph["negative"]["inputs"]["text"] = ", ".join(task.names)
 
 
+def nag(graph: Graph, task: Task) -> None:
+    graph["unwanted"] = node("CLIPTextEncode", clip=["checkpoint", 1], text=", ".join(task.names))
+    graph["nag"] = node("MiniCanvasNAG", model=["checkpoint", 0], negative=["unwanted", 0], scale=4.0, tau=2.5,
+                        alpha=0.38)
+    graph["sampler"]["inputs"]["model"] = ["nag", 0]
+
+
+def edited(make: Callable[[torch.nn.Module, list[str]], rivals.Deltas]) -> Callable[[Graph, Task], None]:
+    """Weights changed for a task's concepts, made when they are first asked for."""
+    def add(graph: Graph, task: Task) -> None:
+        key = hashlib.sha256(f"{fingerprint()} {task.names}".encode()).hexdigest()[:12]
+        path = MADE / f"{make.__name__}-{key}.safetensors"
+        if not path.exists():
+            rivals.ship(lambda: make(rivals_unet(), task.names), path)
+        graph["weights"] = node("MiniCanvasWeights", model=["checkpoint", 0], path=str(path))
+        graph["sampler"]["inputs"]["model"] = ["weights", 0]
+    return add
+
+
+@cache
+def rivals_unet() -> torch.nn.Module:
+    unet = new_unet()
+    unet.load_state_dict({name: value.float() for name, value in
+                          unpacked(load_file(WEIGHTS / "unet.safetensors")).items()})
+    return unet.eval()
+
+
+def uce(unet: torch.nn.Module, names: list[str]) -> rivals.Deltas:
+    return rivals.uce(unet, [rivals.word(name) for name in names], rivals.others(names))
+
+
+def esd_x(unet: torch.nn.Module, names: list[str]) -> rivals.Deltas:
+    return rivals.esd_x(unet, [text for name in names for text in rivals.prompts(name)])
+
+
+def found(hookpoint: str) -> str:
+    """The concept file of all concepts with rows at these places only, in the host's folder."""
+    return f"minicanvas-bench-{hashlib.sha256(f'{fingerprint()} {hookpoint}'.encode()).hexdigest()[:12]}"
+
+
+def ours_at(hookpoint: str) -> Callable[[Graph, Task], None]:
+    return lambda graph, task: ours(f"{found(hookpoint)}.safetensors")(graph, task)
+
+
+def find_missing(host: ComfyHost, methods: Sequence[str], names: Sequence[str]) -> None:
+    """Find the concepts at the places that some methods erase at."""
+    for name, hookpoint in (("block", BLOCK), ("blocks", BLOCKS)):
+        if name in methods and not find.path_of(found(hookpoint)).exists():
+            seconds = find.find(host, names, file=found(hookpoint), hookpoint=hookpoint)
+            print(f"{METHODS[name].title}: found in {seconds:.0f} s", flush=True)
+
+
+def papers(graph: Graph, task: Task) -> None:
+    graph["erase"] = node("MiniCanvasPapersHook", model=["checkpoint", 0], block=BLOCK_PATH, gamma=-1.0,
+                          sae_path=str(PAPERS_SAE), concepts=", ".join(task.names), sign_error=True)
+    graph["sampler"]["inputs"]["model"] = ["erase", 0]
+
+
 METHODS = {
-    "none": Method("no erasure", lambda graph, task: None),
-    "ablate": Method("ablate (recommended)", ours("ablate")),
-    "replace": Method("replace", ours("replace")),
-    "steer": Method("steer -2", ours("steer", -2.0)),
-    "papers": Method("the papers' hook, gamma -1", papers(-1.0, True)),
-    "papers-fixed": Method("the papers' hook, sign of the error mended", papers(-1.0, False)),
+    "none": Method("no erasure"),
+    "without": Method("the prompt without the word (the reference)",
+                      text=lambda task, shot: shot.without(task.kind, task.erased).text),
+    "ours": Method("ours, every cross-attention", ours()),
+    "block": Method("ours, one block's output", ours_at(BLOCK)),
+    "blocks": Method("ours, every block's output", ours_at(BLOCKS)),
+    "papers": Method("the papers' hook", papers),
     "negative": Method("negative prompt", negative_prompt),
+    "nag": Method("NAG", nag),
+    "uce": Method("UCE", edited(uce)),
+    "esd-x": Method("ESD-x", edited(esd_x)),
 }
-QUICK_METHODS = ("none", "ablate", "replace")
+QUICK_METHODS = ("none", "without", "ours", "negative", "uce")
+USUAL_METHODS = tuple(name for name in METHODS if name not in ("esd-x", "papers"))
 
 
-def tasks(quick: bool) -> dict[str, list[table.Task]]:
-    """{group: tasks}; the quick subset keeps near neighbours (cat, dog, bear; sunflower, rose)."""
+def single(kind: str, names: Sequence[int]) -> list[Task]:
+    return [table.task(kind, [i]) for i in names]
+
+
+def groups(quick: bool) -> dict[str, list[Task]]:
+    """{group: tasks}; the quick subset erases what is in the committed concept file."""
     if quick:
-        return {"objects": [table.object_task([OBJECTS.index(o)]) for o in ("cat", "bear", "rose", "key")],
-                "styles": [table.style_task([s]) for s in (0, 3)]}
-    return {
-        "objects": [table.object_task([o]) for o in range(len(OBJECTS))],
-        "styles": [table.style_task([s]) for s in range(len(STYLES))],
-        "3 objects": table.several("object", 3, 3), "9 objects": table.several("object", 9, 2),
-        "3 styles": table.several("style", 3, 2),
+        tasks = [table.task_of(name) for name in find.SOME]
+        return {f"{kind}s": [task for task in tasks if task.kind == kind] for kind in table.KINDS}
+    singles = {f"{kind}s": single(kind, range(len(names))) for kind, names in table.KINDS.items()}
+    return singles | {
+        "neighbours": table.neighbours(), "3 objects": table.several("object", 3, 6),
+        "9 objects": table.several("object", 9, 12), "3 styles": table.several("style", 3, 4),
+        "other words": table.held_out([*singles["objects"][::4], *singles["styles"][::2]]),
     }
-
-
-def draw(host: ComfyHost, method: Method, task: table.Task, seed: int, steps: int = STEPS) -> torch.Tensor:
-    """The task's pictures [n, 3, px, px] in 0..1."""
-    pictures = []
-    for start in range(0, len(task.pairs), BATCH):
-        graph = base_graph(task.pairs[start:start + BATCH], seed + start, steps)
-        method.add(graph, task)
-        pictures += [decode_png(png) for png in host.run(graph, timeout=3600).images]
-    return torch.stack(pictures)
-
-
-def decode_png(png: bytes) -> torch.Tensor:
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3) \
-        .permute(2, 0, 1).float() / 255
 
 
 def fingerprint() -> str:
     """Changes when the weights do: results of other weights are not reused."""
     digest = hashlib.sha256()
-    for name in ("unet", "vae", "sae", "judge"):
+    for name in ("unet", "vae", "concepts", "judge"):
         digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:16]
 
 
 class Results:
-    """Scores by method and task, written after every task."""
+    """Scores by method, guidance and task, written after every task."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,10 +157,9 @@ class Results:
         if self.data.get("weights") != fingerprint():
             self.data = {"weights": fingerprint(), "scores": {}}
 
-    def get(self, method: str, group: str, task: table.Task, make: Callable[[], table.Score]) -> table.Score:
-        key = f"{method} | {group} | {', '.join(task.names)}"
+    def get(self, key: str, make: Callable[[], table.Score]) -> table.Score:
         if key not in self.data["scores"]:
-            self.data["scores"][key] = {k: round(v, 2) for k, v in asdict(make()).items()}
+            self.data["scores"][key] = {k: v if v is None else round(v, 2) for k, v in asdict(make()).items()}
             self.write()
         return table.Score(**self.data["scores"][key])
 
@@ -155,81 +167,100 @@ class Results:
         write_json(self.path, self.data)
 
 
-def link_bench_nodes() -> None:
-    link = COMFY / "custom_nodes" / "minicanvas-bench"
-    if link.resolve() != BENCH_NODES:
-        link.unlink(missing_ok=True)
-        link.symlink_to(BENCH_NODES)
+def any_scenes(count: int = 240, seed: int = 5) -> Task:
+    """Scenes of all kinds, in all words of training."""
+    generator = torch.Generator().manual_seed(seed)
+    return Task("object", (), tuple(Shot(random_scene(generator), TEMPLATES[i % len(TEMPLATES)]) for i in range(count)))
 
 
-def base_accuracy(host: ComfyHost, judge: Judge, seeds: int = 2) -> tuple[float, float]:
-    """(objects, styles) drawn right over all pairs without erasure, in per cent."""
-    pairs = tuple((o, s) for o in range(len(OBJECTS)) for s in range(len(STYLES)))
-    task = table.Task("object", (), pairs)
-    verdicts = [judge.verdict(draw(host, METHODS["none"], task, 500_000 * (i + 1))) for i in range(seeds)]
-    obj, style = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    right = [[float((v.object == obj).float().mean()), float((v.style == style).float().mean())] for v in verdicts]
-    return tuple((100 * torch.tensor(right).mean(0)).tolist())
+def base_accuracy(host: ComfyHost, judge: Judge, seeds: int) -> dict[str, float]:
+    """{kind: share of any scenes that show all that is said of it, without erasure}, in per cent."""
+    task = any_scenes()
+    rights = [table.rights(task.shots, judge.verdict(paint(host, METHODS["none"], task, 500_000 * (i + 1), steps=20)))
+              for i in range(seeds)]
+    return {kind: round(100 * sum(float(right[kind].float().mean()) for right in rights) / seeds, 1)
+            for kind in table.KINDS}
 
 
-def run(host: ComfyHost, judge: Judge, results: Results, groups: dict[str, list[table.Task]],
-        methods: list[str]) -> dict[str, dict[str, table.Score]]:
+HEADS = {"UA": "UA", "IRA": "IRA", "CRA": "CRA", "in_scene": "in-scene", "nothing_alone": "nothing: alone",
+         "nothing_in_scene": "in scenes"}
+
+
+def line(score: table.Score) -> str:
+    return "  ".join(f"{'' if (value := getattr(score, name)) is None else f'{value:.1f}':>{max(6, len(head))}}"
+                     for name, head in HEADS.items())
+
+
+def run(host: ComfyHost, judge: Judge, results: Results, cfg: float, members: dict[str, list[Task]],
+        methods: Sequence[str]) -> dict[str, dict[str, table.Score]]:
     """{group: {method: mean score}}, printing each row as it is done."""
     means: dict[str, dict[str, table.Score]] = {}
-    for group, members in groups.items():
-        print(f"\n{group} ({len(members)} tasks)\n{'':44}   UA    IRA    CRA     AR", flush=True)
+    for group, tasks in members.items():
+        print(f"\n{group} ({len(tasks)} tasks), guidance {cfg:g}\n{'':44}"
+              + "  ".join(f"{head:>6}" for head in HEADS.values()), flush=True)
         for name in methods:
-            def make(task: table.Task, seed: int, name: str = name) -> Callable[[], table.Score]:
-                return lambda: table.score(task, judge.verdict(draw(host, METHODS[name], task, seed)))
-            scores = [results.get(name, group, task, make(task, 1000 * (i + 1))) for i, task in enumerate(members)]
-            mean = means.setdefault(group, {})[name] = table.mean(scores)
-            print(f"{METHODS[name].title:42} {mean.UA:6.1f} {mean.IRA:6.1f} {mean.CRA:6.1f} {mean.AR:6.1f}", flush=True)
+            def make(task: Task, seed: int, name: str = name) -> Callable[[], table.Score]:
+                return lambda: table.score(task, judge.verdict(paint(host, METHODS[name], task, seed, cfg)))
+            scores = [results.get(f"{name} | {cfg:g} | {group} | {', '.join(task.names)}", make(task, 1000 * (i + 1)))
+                      for i, task in enumerate(tasks)]
+            means.setdefault(group, {})[name] = table.mean(scores)
+            print(f"{METHODS[name].title:44}{line(means[group][name])}", flush=True)
     return means
 
 
-GRID_PAIRS = (("cat", "noto"), ("dog", "noto"), ("rose", "fluent"), ("castle", "contrast"), ("rocket", "emojione"))
-GRID_ERASED = (("object", "cat"), ("object", "rose"), ("style", "contrast"))
+GRID = ((("cat", "castle"), "noto", "blue"), (("dog", "rose"), "noto", "dotted"), (("key", "cat"), "mono", "yellow"),
+        (("frog", "guitar"), "contrast", "white"), (("penguin",), "fluent", "striped"))
+GRID_ERASED = ("cat", "castle", "contrast style", "dotted ground")
 GRID_PX = 144
 
 
-def picture_grid(host: ComfyHost, methods: list[str], path: Path) -> None:
-    """The same five prompts without erasure and with each of a few concepts erased, a row each, for each method."""
-    pairs = tuple((OBJECTS.index(o), STYLES.index(s)) for o, s in GRID_PAIRS)
+def grid_shots() -> tuple[Shot, ...]:
+    return tuple(Shot(Scene(tuple(OBJECTS.index(name) for name in names), STYLES.index(style),
+                            table.BACKGROUNDS.index(ground)), TEMPLATES[0]) for names, style, ground in GRID)
 
-    def row(name: str, label: str, kind: str, concept: str, color: str) -> Row:
-        index = (OBJECTS if kind == "object" else STYLES).index(concept)
-        drawn = draw(host, METHODS[name], table.Task(kind, (index,), pairs), 77)
-        pixels = (drawn * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+def picture_grid(host: ComfyHost, methods: Sequence[str], erased: Sequence[str], path: Path) -> None:
+    """The same five scenes without erasure and with each of a few concepts erased, a row each, for each method."""
+    shots = grid_shots()
+
+    def row(name: str, label: str, concept: str, color: str) -> Row:
+        task = replace(table.task_of(concept), shots=shots)
+        pixels = (paint(host, METHODS[name], task, 77) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         return Row(label, [Image.fromarray(picture) for picture in pixels], color)
 
-    rows = [row("none", "no erasure", *GRID_ERASED[0], PLAIN)]
-    rows += [row(name, f"{concept} erased: {METHODS[name].title}", kind, concept, ERASED)
-             for kind, concept in GRID_ERASED for name in methods if name != "none"]
-    sheet([prompt(*pair) for pair in GRID_PAIRS], rows, GRID_PX).save(path)
+    rows = [row("none", "no erasure", erased[0], PLAIN)]
+    rows += [row(name, f"{concept} erased: {METHODS[name].title}", concept, ERASED)
+             for concept in erased for name in methods if name != "none"]
+    sheet([shot.text for shot in shots], rows, GRID_PX).save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a fixed subset of tasks and methods")
     parser.add_argument("--methods", nargs="*", choices=METHODS, help="only these")
+    parser.add_argument("--groups", nargs="*", help="only these groups of tasks")
+    parser.add_argument("--guidance", nargs="*", type=float, help="1, 2.5 and 5 unless given (--quick: 2.5)")
     parser.add_argument("--bf16", action="store_true", help="let the CPU multiply in bfloat16: faster, less exact")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     link_bench_nodes()
     results = Results(RESULTS / ("minicanvas-quick.json" if options.quick else "minicanvas.json"))
-    methods = options.methods or list(QUICK_METHODS if options.quick else METHODS)
+    methods = options.methods or list(QUICK_METHODS if options.quick else USUAL_METHODS)
+    members = {name: of for name, of in groups(options.quick).items() if name in (options.groups or [name])}
     judge = load_judge()
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host:
-        if "base" not in results.data and not options.quick:
-            results.data["base"] = dict(zip(("objects", "styles"), base_accuracy(host, judge), strict=True))
+        find_missing(host, methods, find.SOME if options.quick else table.all_names())
+        if "base" not in results.data:
+            results.data["base"] = base_accuracy(host, judge, 1 if options.quick else 2)
             results.write()
-        if "base" in results.data:
-            print("drawn right without erasure: {objects:.1f} % of objects, {styles:.1f} % of styles".format(
-                **results.data["base"]))
-        means = run(host, judge, results, tasks(options.quick), methods)
-        results.data["means"] = {g: {m: asdict(s) for m, s in row.items()} for g, row in means.items()}
-        results.write()
-        picture_grid(host, methods, results.path.with_suffix(".png"))
+        print("painted right without erasure: {object:.1f} % of scenes in all their objects, {style:.1f} % in style, "
+              "{ground:.1f} % in ground".format(**results.data["base"]), flush=True)
+        for cfg in options.guidance or ((CFG,) if options.quick else GUIDANCES):
+            means = run(host, judge, results, cfg, members, methods)
+            results.data.setdefault("means", {})[f"{cfg:g}"] = {
+                group: {name: asdict(score) for name, score in row.items()} for group, row in means.items()}
+            results.write()
+        picture_grid(host, methods, find.SOME if options.quick else GRID_ERASED, results.path.with_suffix(".png"))
     print(f"\nwritten: {results.path} and {results.path.with_suffix('.png')}")
 
 

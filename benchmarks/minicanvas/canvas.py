@@ -1,13 +1,35 @@
-"""A MiniCanvas picture: one drawing at a random place and scale on white paper."""
+"""A MiniCanvas picture: one or two drawings in one style, anywhere and at several sizes, on one of five grounds."""
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
 from .icons import OBJECTS, STYLES, rgba
 
 CANVAS_PX = 96
-SCALES = (0.6, 0.9)
+BACKGROUNDS = ("white", "blue", "yellow", "striped", "dotted")
+ALONE, TOGETHER = (0.5, 0.85), (0.42, 0.54)
+"""Side of a drawing as a share of the picture's, by how many there are."""
+PAIRS = 0.6
+"""Share of the pictures that show two objects."""
 
 
+class Scene(NamedTuple):
+    """What a picture shows: one or two indices into OBJECTS, one each into STYLES and BACKGROUNDS."""
+    objects: tuple[int, ...]
+    style: int
+    background: int
+
+
+class Spot(NamedTuple):
+    """Where a drawing lies, in pixels."""
+    left: int
+    top: int
+    size: int
+
+
+@cache
 def drawings() -> torch.Tensor:
     """Premultiplied float drawings [style, object, 4, px, px] in 0..1."""
     icons = torch.from_numpy(rgba().copy()).permute(0, 1, 4, 2, 3).float() / 255
@@ -15,36 +37,64 @@ def drawings() -> torch.Tensor:
     return icons
 
 
-def place(icon: torch.Tensor, size: int, left: int, top: int) -> torch.Tensor:
-    """One premultiplied drawing [4, px, px] on white, as [3, CANVAS_PX, CANVAS_PX] in 0..1."""
-    small = F.interpolate(icon[None], (size, size), mode="bilinear", antialias=True)[0].clamp(0, 1)
-    canvas = torch.ones(3, CANVAS_PX, CANVAS_PX)
-    spot = canvas[:, top:top + size, left:left + size]
-    spot.mul_(1 - small[3:]).add_(small[:3])
-    return canvas.clamp_(0, 1)
+@cache
+def ground(background: int) -> torch.Tensor:
+    """The picture [3, CANVAS_PX, CANVAS_PX] without a drawing."""
+    line = torch.arange(CANVAS_PX)
+    across, down = line.view(1, -1), line.view(-1, 1)
+    stripes = ((across + down) % 24 < 12).expand(CANVAS_PX, CANVAS_PX)
+    dots = (across % 24 - 11.5).square() + (down % 24 - 11.5).square() < 36
+    plain = torch.zeros(CANVAS_PX, CANVAS_PX, dtype=torch.bool)
+    name = BACKGROUNDS[background]
+    first, second, mask = {
+        "white": ((1, 1, 1), (1, 1, 1), plain), "blue": ((0.62, 0.8, 0.98), (1, 1, 1), plain),
+        "yellow": ((1, 0.9, 0.5), (1, 1, 1), plain), "striped": ((1, 1, 1), (0.96, 0.72, 0.76), stripes),
+        "dotted": ((0.72, 0.9, 0.7), (1, 1, 1), dots),
+    }[name]
+    first, second = (torch.tensor(colour, dtype=torch.float32).view(3, 1, 1) for colour in (first, second))
+    return torch.where(mask, second, first).expand(3, CANVAS_PX, CANVAS_PX).contiguous()
 
 
-def random_pictures(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures [n, 3, CANVAS_PX, CANVAS_PX] of `labels` [n] (style * len(OBJECTS) + object), placed at random."""
-    icons = drawings_cached().flatten(0, 1)
-
-    def picture(label: int) -> torch.Tensor:
-        low, high = (round(scale * CANVAS_PX) for scale in SCALES)
-        size = int(torch.randint(low, high + 1, (), generator=generator))
-        left, top = torch.randint(0, CANVAS_PX - size + 1, (2,), generator=generator).tolist()
-        return place(icons[label], size, left, top)
-    return torch.stack([picture(label) for label in labels.tolist()])
+def put(canvas: torch.Tensor, icon: torch.Tensor, spot: Spot) -> None:
+    """Draw one premultiplied drawing [4, px, px] over `canvas` [3, h, w], in place."""
+    small = F.interpolate(icon[None], (spot.size, spot.size), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    part = canvas[:, spot.top:spot.top + spot.size, spot.left:spot.left + spot.size]
+    part.mul_(1 - small[3:]).add_(small[:3]).clamp_(0, 1)
 
 
-_cache: list[torch.Tensor] = []
+def overlap(a: Spot, b: Spot) -> float:
+    """The boxes' common area as a share of the smaller one's."""
+    sides = [max(0, min(p + a.size, q + b.size) - max(p, q)) for p, q in ((a.left, b.left), (a.top, b.top))]
+    return sides[0] * sides[1] / min(a.size, b.size) ** 2
 
 
-def drawings_cached() -> torch.Tensor:
-    if not _cache:
-        _cache.append(drawings())
-    return _cache[0]
+def random_spots(n: int, generator: torch.Generator) -> list[Spot]:
+    """Places for `n` drawings that hardly overlap."""
+    low, high = (round(share * CANVAS_PX) for share in (TOGETHER if n > 1 else ALONE))
+    while True:
+        sizes = torch.randint(low, high + 1, (n,), generator=generator).tolist()
+        spots = [Spot(*torch.randint(0, CANVAS_PX - size + 1, (2,), generator=generator).tolist(), size)
+                 for size in sizes]
+        if n == 1 or overlap(*spots) < 0.06:
+            return spots
 
 
-def all_labels() -> torch.Tensor:
-    """Every (style, object) pair once."""
-    return torch.arange(len(STYLES) * len(OBJECTS))
+def picture(scene: Scene, spots: list[Spot]) -> torch.Tensor:
+    """[3, CANVAS_PX, CANVAS_PX] in 0..1."""
+    canvas = ground(scene.background).clone()
+    for obj, spot in zip(scene.objects, spots, strict=True):
+        put(canvas, drawings()[scene.style, obj], spot)
+    return canvas
+
+
+def random_scene(generator: torch.Generator, pairs: float = PAIRS) -> Scene:
+    """Any scene; pairs: the chance of two objects."""
+    n = 2 if float(torch.rand((), generator=generator)) < pairs else 1
+    objects = torch.randperm(len(OBJECTS), generator=generator)[:n].tolist()
+    style, background = (int(torch.randint(n, (), generator=generator)) for n in (len(STYLES), len(BACKGROUNDS)))
+    return Scene(tuple(objects), style, background)
+
+
+def random_pictures(scenes: list[Scene], generator: torch.Generator) -> torch.Tensor:
+    """[n, 3, CANVAS_PX, CANVAS_PX] in 0..1, each drawing at a random place."""
+    return torch.stack([picture(scene, random_spots(len(scene.objects), generator)) for scene in scenes])

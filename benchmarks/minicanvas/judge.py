@@ -1,4 +1,4 @@
-"""The judge: a small network that tells which object, if any, a MiniCanvas picture shows, and in which style."""
+"""The judge: a small network that tells which objects a MiniCanvas picture shows, in which style, on which ground."""
 from pathlib import Path
 from typing import NamedTuple
 
@@ -6,22 +6,28 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .canvas import CANVAS_PX
+from .canvas import BACKGROUNDS, CANVAS_PX
 from .icons import OBJECTS, STYLES
 
-NONE = len(OBJECTS)              # the object index of a picture that shows none of them: an artefact
-OBJECT_NAMES = (*OBJECTS, "none")
 WEIGHTS = Path(__file__).with_name("weights") / "judge.safetensors"
 WIDTHS = (32, 48, 96, 160)
 VERDICT_BATCH = 128
+PRESENT = 0.75
+"""An object at least this probable is there. Held-out pictures leave the choice open (train_judge.rights_by_threshold):
+higher ones mistake fewer ruins for drawings and overlook more drawings out of a VAE."""
 
 
 class Verdict(NamedTuple):
-    """What the judge says of n pictures; the probabilities are those of the answers given."""
-    object: torch.Tensor              # long [n], an index into OBJECT_NAMES
-    style: torch.Tensor               # long [n], an index into STYLES; means nothing where object is NONE
-    object_probability: torch.Tensor  # float [n]
-    style_probability: torch.Tensor   # float [n]
+    """What the judge says of n pictures."""
+    objects: torch.Tensor             # bool [n, 24]: which of OBJECTS are there, each asked on its own
+    style: torch.Tensor               # long [n], an index into STYLES; means nothing where there is nothing
+    background: torch.Tensor          # long [n], an index into BACKGROUNDS
+    object_probability: torch.Tensor  # float [n, 24]
+
+    @property
+    def nothing(self) -> torch.Tensor:
+        """bool [n]: no object is recognisable."""
+        return ~self.objects.any(1)
 
 
 def down(into: int, out: int, kernel: int = 3) -> nn.Sequential:
@@ -46,7 +52,7 @@ class Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """Four halvings, global maximum and mean, one linear layer for each of the two questions."""
+    """Four halvings; an object is looked for at each of the 6x6 places, style and ground in their maximum and mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,27 +60,29 @@ class Judge(nn.Module):
         self.body = nn.Sequential(
             down(3, a, kernel=5), down(a, b), Residual(b), down(b, c), Residual(c), down(c, d), Residual(d),
             nn.GroupNorm(8, d), nn.SiLU())
-        self.object_head = nn.Linear(2 * d, len(OBJECT_NAMES))
+        self.object_head = nn.Conv2d(d, len(OBJECTS), 1)
         self.style_head = nn.Linear(2 * d, len(STYLES))
+        self.background_head = nn.Linear(2 * d, len(BACKGROUNDS))
+        nn.init.constant_(self.object_head.bias, -6.0)  # most objects are absent at most places
 
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (object [n, 35], style [n, 6]) of `pictures` [n, 3, 96, 96] in 0..1."""
-        ink = (1 - pictures).contiguous(memory_format=torch.channels_last)  # the border pads as paper: zero
-        features = self.body(ink)
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (objects [n, 24], style [n, 5], background [n, 5]) of `pictures` [n, 3, 96, 96] in 0..1."""
+        features = self.body((1 - pictures).contiguous(memory_format=torch.channels_last))
         pooled = torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)
-        return self.object_head(pooled), self.style_head(pooled)
+        objects = self.object_head(features).flatten(2).logsumexp(2)
+        return objects, self.style_head(pooled), self.background_head(pooled)
 
     @torch.no_grad()
     def verdict(self, pictures: torch.Tensor) -> Verdict:
         """Judge float `pictures` [n, 3, 96, 96] in 0..1; answers lie on the pictures' device."""
         if pictures.ndim != 4 or pictures.shape[1:] != (3, CANVAS_PX, CANVAS_PX):
             raise ValueError(f"expected pictures [n, 3, {CANVAS_PX}, {CANVAS_PX}], got {list(pictures.shape)}")
-        weight = self.object_head.weight
+        weight = self.style_head.weight
         batches = pictures.split(VERDICT_BATCH)
         logits = [self(batch.to(weight.device, weight.dtype).clamp(0, 1)) for batch in batches]
-        tops = [torch.cat(head).float().softmax(1).max(1) for head in zip(*logits, strict=True)]
-        (p_object, obj), (p_style, style) = ((p.to(pictures.device), i.to(pictures.device)) for p, i in tops)
-        return Verdict(obj, style, p_object, p_style)
+        objects, style, ground = (torch.cat(head).float().to(pictures.device) for head in zip(*logits, strict=True))
+        probability = objects.sigmoid()
+        return Verdict(probability >= PRESENT, style.argmax(1), ground.argmax(1), probability)
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:

@@ -1,14 +1,13 @@
 """How training and selection methods compare on MiniCanvas: our loss, SAEmnesia's as published, SAeUron's selection.
 
-    make bench-methods
+    python -m benchmarks.minicanvas.methods
 
-Pictures are painted once by the training command of the README and kept; on what they show, for each of three seeds, an
-SAE is trained with our loss in one run, and one without concepts, in which SAeUron's score selects the top 1, 2 or 3
-latents; from the latter the published loss goes on, as its authors did. A method that has a strength to choose tries
-`STRENGTHS` on two concepts with the first seed and keeps the best mean of UA, IRA and CRA; then all are judged on the
-quick tasks of `bench`, every second picture of them where one concept has enough, and on near neighbours: cat, dog and
-bear, each erased, the two others to be kept. Pictures take 12 steps, which draw as much right as the 20 of `bench`.
-Every step that is done is kept, so a run that was stopped goes on.
+Pictures are painted once by the training command of the README and kept; on what they show, for each of three seeds,
+SAEs are trained with our loss in one run, at every cross-attention and at the papers' place, one block's output; and
+there one without concepts, in which SAeUron's score selects the top 1, 2 or 3 latents; from the latter the published
+loss goes on, as its authors did. A method that has a strength to choose tries `STRENGTHS` on two concepts with the
+first seed and keeps the best mean of UA, IRA, CRA and in-scene; then all are judged on the quick tasks of `bench` and
+on near neighbours. Every step that is done is kept, so a run that was stopped goes on.
 """
 import argparse
 import hashlib
@@ -19,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from queue import Queue
 from statistics import pstdev
@@ -30,39 +29,38 @@ from tools.comfy_host import COMFY, ComfyHost
 
 from . import bench, table
 from .checkpoint import NAME
-from .icons import OBJECTS, STYLES
+from .find import CONCEPTS, TEMPLATES
 from .judge import Judge, load_judge
+from .paint import CFG, Method, link_bench_nodes, ours, paint
 
 ROOT = Path(__file__).resolve().parents[2]
-SAES = COMFY / "models" / "sae" / "methods"
-ACTIVATIONS = ROOT / ".host" / "methods-activations"
-RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
+SAES = COMFY / "models" / "sae" / "minicanvas-methods"
+ACTIVATIONS = ROOT / ".host" / "minicanvas-activations"
+RESULTS = ROOT / "benchmarks" / "results" / "minicanvas-methods.json"
 SEEDS = (0, 1, 2)
 STRENGTHS = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
-SIZE = ("--latents", "2560", "--k", "48", "--batch", "64", "--lr", "0.002")
-PUSH = ("--push", "1.5")
-PAINTED = ("--hookpoint", "down_blocks.1.attentions.0", "--width", "96", "--height", "96", "--cfg", "2.5", "--at-once",
-           "51", "--pictures", "1224")
-
-
-STEPS = 12
-NEIGHBOURS = ("cat", "dog", "bear")
+SIZES = {"attentions": ("--batch", "32"), "block": ("--latents", "2560", "--k", "48", "--batch", "64", "--lr", "0.002")}
+PUSH = {"attentions": (), "block": ("--push", "1.5")}
+PLACES = {"attentions": (), "block": ("--hookpoint", bench.BLOCK)}
+PAINTED = ("--width", "96", "--height", "96", "--cfg", CFG, "--at-once", "32", "--pictures", "1088")
 
 
 @dataclass(frozen=True)
-class Method:
-    """sae: which training it takes; neurons: how many SAeUron selects, 0 for the trained one; chooses: whether a
-    strength has to be found."""
+class Way:
+    """A way to get a concept's neurons. at: where; sae: which training it takes; neurons: how many SAeUron selects, 0
+    for the trained one; chooses: whether a strength has to be found."""
     title: str
     sae: str
+    at: str = "block"
     neurons: int = 0
     chooses: bool = True
 
 
 METHODS = {
-    "ours": Method("ours, the neuron off", "ours", chooses=False),
-    "published": Method("SAEmnesia's loss as published", "published"),
-    **{f"top-{n}": Method(f"SAeUron's selection, top {n}", "plain", n) for n in (1, 2, 3)},
+    "ours": Way("ours, every cross-attention", "ours", "attentions", chooses=False),
+    "ours-block": Way("ours, one block's output", "ours-block", chooses=False),
+    "published": Way("SAEmnesia's loss as published", "published"),
+    **{f"top-{n}": Way(f"SAeUron's selection, top {n}", "plain", neurons=n) for n in (1, 2, 3)},
 }
 
 
@@ -78,44 +76,46 @@ class Trainings:
     def _python(self, *arguments: object, cwd: Path = ROOT) -> None:
         subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, check=True, env=self.environment)
 
-    def paint(self) -> None:
-        """The first SAE by the README's command, which keeps what it painted for the others."""
-        if not (first := sae_file("ours", 0)).exists():
+    def paint(self, sae: str, at: str) -> None:
+        """The first SAEs by the README's command, which keeps what it painted for the others."""
+        if not (first := sae_file(sae, 0)).exists():
             self._python("custom_nodes/comfyui-saemnesia/train.py", "--checkpoint", f"models/checkpoints/{NAME}",
-                         "--concepts", ROOT / "benchmarks" / "minicanvas" / "concepts.txt", "--prompts",
-                         "{object}, {style}", "--out", first, "--keep", ACTIVATIONS, "--seed", 0, *PAINTED, *SIZE,
-                         *PUSH, cwd=COMFY)
+                         "--concepts", CONCEPTS, "--prompts", TEMPLATES, "--out", first, "--keep", ACTIVATIONS / at,
+                         "--seed", 0, *PAINTED, *PLACES[at], *SIZES[at], *PUSH[at], cwd=COMFY)
 
-    def train(self, sae: str, seed: int, *options: object) -> None:
+    def train(self, sae: str, at: str, seed: int, *options: object) -> None:
         if not (path := sae_file(sae, seed)).exists():
-            self._python("-m", "sae_models.learning.train", ACTIVATIONS, "--out", path, "--seed", seed, *SIZE, *options)
+            self._python("-m", "sae_models.learning.train", ACTIVATIONS / at, "--out", path, "--seed", seed,
+                         *SIZES[at], *options)
 
     def of_seed(self, seed: int) -> None:
-        """What the methods need of one seed but for our own SAE."""
-        self.train("plain", seed, "--supervised-steps", 0)
-        self.train("published", seed, "--start", sae_file("plain", seed), "--loss", "published")
-        for method in METHODS.values():
-            if method.neurons and not (found := file_of(method, seed)).exists():
-                self._python("-m", "sae_models.learning.find", sae_file("plain", seed), ACTIVATIONS, "--out", found,
-                             "--neurons", method.neurons)
+        """What the methods need of one seed but for our own SAEs."""
+        self.train("plain", "block", seed, "--supervised-steps", 0)
+        self.train("published", "block", seed, "--start", sae_file("plain", seed), "--loss", "published")
+        for way in METHODS.values():
+            if way.neurons and not (found := file_of(way, seed)).exists():
+                self._python("-m", "sae_models.learning.find", sae_file("plain", seed), ACTIVATIONS / "block", "--out",
+                             found, "--neurons", way.neurons)
 
 
 def sae_file(sae: str, seed: int) -> Path:
     return SAES / f"{sae}-{seed}.safetensors"
 
 
-def file_of(method: Method, seed: int) -> Path:
-    """The SAE of a method, or the concept file of the latents that were selected for it."""
-    return sae_file(f"top{method.neurons}" if method.neurons else method.sae, seed)
+def file_of(way: Way, seed: int) -> Path:
+    """The SAE of a way, or the concept file of the latents that were selected for it."""
+    return sae_file(f"top{way.neurons}" if way.neurons else way.sae, seed)
 
 
 def make_all(at_once: int, threads: int) -> None:
     SAES.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(threads)
-    trainings.paint()
+    own = [(way.sae, way.at) for way in METHODS.values() if not way.chooses]
+    for sae, at in own:
+        trainings.paint(sae, at)
     with ThreadPoolExecutor(at_once) as pool:
         work = [pool.submit(trainings.of_seed, seed) for seed in SEEDS]
-        work += [pool.submit(trainings.train, "ours", seed, *PUSH) for seed in SEEDS]
+        work += [pool.submit(trainings.train, sae, at, seed, *PUSH[at]) for sae, at in own for seed in SEEDS]
         for one in work:
             one.result()
 
@@ -126,7 +126,7 @@ def figures() -> dict[str, dict[str, float]]:
     score: of the concepts' best latents; centralisation: how many times that of the plain SAE of the same seed.
     """
     rows = {}
-    for sae in ("ours", "published", "plain"):
+    for sae in ("ours", "ours-block", "published", "plain"):
         reports, plain = ([json.loads((SAES / f"{name}-{seed}.report.json").read_text()) for seed in SEEDS]
                           for name in (sae, "plain"))
         score, before = ([average(concept["score"] for concept in report["concepts"]) for report in of]
@@ -149,23 +149,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
-def neighbour_task(erased: str) -> table.Task:
-    """An object in every style, and those like it in every style."""
-    order = [erased, *(name for name in NEIGHBOURS if name != erased)]
-    pairs = tuple((OBJECTS.index(name), style) for name in order for style in range(len(STYLES)))
-    return table.Task("object", (OBJECTS.index(erased),), pairs)
-
-
-def thinned(task: table.Task) -> table.Task:
-    """Every second picture to be kept, and of an erased style, which every object shows."""
-    targets = [pair for pair, erased in zip(task.pairs, task.targets().tolist(), strict=True) if erased]
-    kept = [pair for pair in task.pairs if pair not in targets]
-    return replace(task, pairs=(*targets[::1 if task.kind == "object" else 2], *kept[::2]))
-
-
 def tasks() -> dict[str, list[table.Task]]:
-    quick = {group: [thinned(task) for task in of] for group, of in bench.tasks(quick=True).items()}
-    return quick | {"neighbours": [neighbour_task(name) for name in NEIGHBOURS]}
+    return bench.groups(quick=True) | {"neighbours": table.neighbours()}
 
 
 class Scores:
@@ -187,13 +172,13 @@ class Scores:
 
     def get(self, seed: int, name: str, strength: float, task: table.Task) -> table.Score:
         path = file_of(METHODS[name], seed)
-        key = f"{digest(path)} | {name} {seed} | {strength:g} | {', '.join(task.names)} of {len(task.pairs)}"
+        key = f"{digest(path)} | {name} {seed} | {strength:g} | {', '.join(task.names)} of {len(task.shots)}"
         if key not in self.data["scores"]:
             with self.host() as host:
-                drawn = bench.draw(host, bench.Method(name, self._erase(path, strength)), task, 1000, STEPS)
+                painted = paint(host, Method(name, self._erase(path, strength)), task, 1000)
             with self.lock:
-                score = table.score(task, self.judge.verdict(drawn))
-                self.data["scores"][key] = {k: round(v, 2) for k, v in asdict(score).items()}
+                score = table.score(task, self.judge.verdict(painted))
+                self.data["scores"][key] = {k: v if v is None else round(v, 2) for k, v in asdict(score).items()}
                 write_json(RESULTS, self.data)
                 print(key, self.data["scores"][key], flush=True)
         return table.Score(**self.data["scores"][key])
@@ -203,8 +188,7 @@ class Scores:
         actuator = ("ablate",) if strength == -1.0 else ("steer", strength)
 
         def add(graph: dict, task: table.Task) -> None:
-            bench.ours(*actuator)(graph, task)
-            graph["sae"]["inputs"]["sae_name"] = f"methods/{path.name}"
+            ours(f"minicanvas-methods/{path.name}", *actuator)(graph, task)
         return add
 
     def mean(self, seed: int, name: str, strength: float, tasks: list[table.Task]) -> table.Score:
@@ -214,12 +198,12 @@ class Scores:
         """The same pictures without erasure."""
         def of(task: table.Task) -> table.Score:
             with self.host() as host:
-                return table.score(task, self.judge.verdict(bench.draw(host, bench.METHODS["none"], task, 1000, STEPS)))
+                return table.score(task, self.judge.verdict(paint(host, bench.METHODS["none"], task, 1000)))
         return {group: asdict(table.mean([of(task) for task in listed])) for group, listed in tasks().items()}
 
     def row(self, name: str) -> dict:
         """A method's figures over all seeds, at the strength that did best with the first; spread: the standard
-        deviation over seeds of the mean of UA, IRA and CRA."""
+        deviation over seeds of the mean of UA, IRA, CRA and in-scene."""
         method, groups = METHODS[name], tasks()
         tuned_on = [groups["objects"][0], groups["styles"][1]]
         tried = STRENGTHS if method.chooses else STRENGTHS[:1]
@@ -231,20 +215,24 @@ class Scores:
 
 
 def quality(score: table.Score) -> float:
-    return (score.UA + score.IRA + score.CRA) / 3
+    """The mean of what was painted for."""
+    return average(value for value in (score.UA, score.IRA, score.CRA, score.in_scene) if value is not None)
 
 
 def show(data: dict) -> None:
     for name, row in data["trainings"].items():
         print(f"{name:12} FVU {row['fvu']:.3f}  dead {row['dead']:.1%}  score {row['score']:.4f}  "
               f"centralisation {row['centralisation']:.2f}x")
-    heads = "".join(f" | {group:10} UA    IRA    CRA   mean" for group in tasks())
+    heads = "".join(f" | {group:10} UA    IRA    CRA  scene   mean" for group in tasks())
     print(f"\n{'':32}{'strength':>9}{'tried':>6}{heads}")
     nothing = {"title": "no erasure", "strength": 0, "evaluations": 0} | data["plain"]
     for row in (nothing, *data["methods"].values()):
-        groups = [[row[group][name] for name in ("UA", "IRA", "CRA")] for group in tasks()]
+        scores = [table.Score(**{field.name: row[group][field.name] for field in fields(table.Score)})
+                  for group in tasks()]
+        cells = [(score.UA, score.IRA, score.CRA, score.in_scene, quality(score)) for score in scores]
         print(f"{row['title']:32}{row['strength']:9g}{row['evaluations']:6}" + "".join(
-            " |        " + " ".join(f"{number:6.1f}" for number in [*group, sum(group) / 3]) for group in groups))
+            " |        " + " ".join("      " if number is None else f"{number:6.1f}" for number in group)
+            for group in cells))
 
 
 def main() -> None:
@@ -254,7 +242,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each of them")
     options = parser.parse_args()
     make_all(options.at_once, options.threads)
-    bench.link_bench_nodes()
+    link_bench_nodes()
     with ExitStack() as stack:
         hosts = [stack.enter_context(ComfyHost(threads=options.threads, bf16=options.bf16))
                  for _ in range(options.at_once)]

@@ -1,6 +1,7 @@
 """The networks of MiniCanvas, built from ComfyUI's own classes so that what is trained is what the host runs.
 
-Needs the ComfyUI folder on the path: set COMFYUI_PATH, or run `make setup` first.
+Six cross-attentions hear the prompt: one on the way down and one on the way up at 12x12 latents, one and two at 6x6,
+and the middle. Needs the ComfyUI folder on the path: set COMFYUI_PATH, or run `make setup` first.
 """
 import os
 import sys
@@ -27,8 +28,8 @@ from comfy.taesd.taesd import TAESD  # noqa: E402
 
 UNET_CONFIG = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1, 1],
-    "channel_mult": (1, 1), "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
-    "transformer_depth_middle": -2, "context_dim": 768, "use_spatial_transformer": True, "num_heads": 8,
+    "channel_mult": (1, 1), "transformer_depth": [1, 1], "transformer_depth_output": [1, 0, 1, 1],
+    "transformer_depth_middle": 1, "context_dim": 768, "use_spatial_transformer": True, "num_heads": 8,
     "num_head_channels": -1, "legacy": False,
 }
 
@@ -50,18 +51,6 @@ def new_unet(**changes) -> UNetModel:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     return unet
-
-
-def deafen(unet: UNetModel) -> None:
-    """Let words enter at the first cross-attention block only: the others get values of zero, for good.
-
-    With words entering at three blocks each mixes them further into the picture, and no single direction of any one
-    block's output carries a concept; with one, everything a prompt says passes that block.
-    """
-    for name, module in unet.named_modules():
-        if name.startswith("output_blocks") and name.endswith("attn2"):
-            nn.init.zeros_(module.to_v.weight)
-            module.to_v.weight.requires_grad_(False)
 
 
 def new_vae() -> TAESD:

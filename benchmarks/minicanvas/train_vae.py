@@ -7,21 +7,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
-from .canvas import all_labels, random_pictures
+from .canvas import random_pictures, random_scene
 from .harness import Run, TrainConfig, save_atomically
 from .models import new_vae
 
-CROP_PX = 64
+CROP_PX = 48
 LATENT_FORMAT_SCALE = 0.18215  # what the host multiplies SD 1.5 latents with
 NOISE = 0.05                   # of a latent's spread: the decoder must not read the UNet's small errors
 
 
+def scenes(n: int, generator: torch.Generator) -> torch.Tensor:
+    return random_pictures([random_scene(generator) for _ in range(n)], generator)
+
+
 def crops(batch: int, generator: torch.Generator) -> torch.Tensor:
     """Random crops [batch, 3, CROP_PX, CROP_PX] of random pictures, in 0..1."""
-    labels = torch.randint(len(all_labels()), (batch,), generator=generator)
-    pictures = random_pictures(labels, generator)
+    pictures = scenes(batch, generator)
     left, top = torch.randint(0, pictures.shape[-1] - CROP_PX + 1, (2,), generator=generator).tolist()
     return pictures[..., top:top + CROP_PX, left:left + CROP_PX]
 
@@ -44,15 +48,15 @@ def loss_fn(vae: nn.Module, generator: torch.Generator, batch: int, device: str)
 @torch.no_grad()
 def normalise(vae: nn.Module, generator: torch.Generator) -> None:
     """Set `vae_shift` and `vae_scale` so that the host's latents have mean 0 and variance 1 inside the UNet."""
-    latent = vae.taesd_encoder(random_pictures(all_labels(), generator))
+    latent = vae.taesd_encoder(scenes(400, generator))
     vae.vae_scale.fill_(latent.std() * LATENT_FORMAT_SCALE)
     vae.vae_shift.fill_(-latent.mean() / vae.vae_scale)
 
 
 @torch.no_grad()
 def psnr(vae: nn.Module) -> float:
-    """Peak signal-to-noise ratio over one placement of every drawing, in dB."""
-    pictures = random_pictures(all_labels(), torch.Generator().manual_seed(-1))
+    """Peak signal-to-noise ratio over pictures that training did not see, in dB."""
+    pictures = scenes(200, torch.Generator().manual_seed(-1))
     drawn = vae.taesd_decoder(vae.taesd_encoder(pictures)).clamp(0, 1)
     return float(-10 * torch.log10(F.mse_loss(drawn, pictures)))
 
@@ -63,8 +67,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--init", type=Path, help="start from the weights of this file")
     options = parser.parse_args()
-    run = Run(new_vae(), TrainConfig(options.out / "vae-run", options.steps, lr=1e-3, ema=0.998), options.device)
+    vae = new_vae()
+    if options.init:
+        vae.load_state_dict({k: v.float() for k, v in load_file(options.init).items()})
+    run = Run(vae, TrainConfig(options.out / "vae-run", options.steps, lr=options.lr, ema=0.995), options.device)
 
     def report(run: Run) -> None:
         vae = run.averaged()
@@ -73,7 +82,7 @@ def main() -> None:
         save_atomically({k: v.half() for k, v in vae.state_dict().items()}, options.out / "vae.safetensors")
         vae.to(options.device)
         run.swap_back()
-    run.train(lambda vae, g: loss_fn(vae, g, options.batch, options.device), report)
+    run.train(lambda vae, g: loss_fn(vae, g, options.batch, options.device), report, report_every=500)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Either it gets a neuron of its own, fitted by least squares; or it is told by th
 score, as SAeUron does (arXiv 2501.18052, section 4.2): the same ones at every noise level, or the best at each.
 """
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,9 @@ from .losses import Weights
 from .maps import Maps
 from .prompts import Subject
 
+FLOOR = 0.3
+"""Of a new neuron's mean where its concept is said: below that it does not fire."""
+
 
 def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(), n: int = 1) -> Table:  # noqa: B008
     """`n` new neurons for each of the first subjects; the maps' other concepts are what they are told from.
@@ -30,10 +34,16 @@ def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weig
     latents = [list(range(i * n, (i + 1) * n)) for i in range(len(subjects))]
     initialise_concepts(sae, maps, latents, weights)
     owners = [i for i in range(len(subjects)) for _ in range(n)]
-    statistics = scoring.measure(sae, maps, list(range(count)), owners)
+    statistics = _above_a_share(scoring.measure(sae, maps, list(range(count)), owners))
     parts = (part.detach().cpu() for part in (sae.encoder.weight, sae.encoder.bias, sae.W_dec))
     concepts = tuple(Concept(s.name, tuple(own), s.kind, s.said) for s, own in zip(subjects, latents, strict=True))
     return Table(concepts, Rows(*parts, statistics))
+
+
+def _above_a_share(statistics: Statistics) -> Statistics:
+    """Thresholds at least at `FLOOR` of a neuron's mean: prompts that were not painted reach further than those that
+    were, and what fires so weakly carries little."""
+    return replace(statistics, thresholds=statistics.thresholds.maximum(FLOOR * statistics.means))
 
 
 def best_neurons(sae: Sae, maps: Maps, subjects: Sequence[Subject], n: int, at_each_level: bool) -> Table:

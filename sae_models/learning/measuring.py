@@ -9,6 +9,14 @@ it. An eraser that does exactly its job makes the first prediction the second, a
 summed over prompts, seeds and steps. Removed 1 is gone, 0 unchanged, below 0 further away than before. What it cannot
 see: a push beyond the counterfactual lowers `removed` though the concept is gone, and what the model paints of the
 concept without its word stays.
+
+The same sums say how far to push. Were a prediction to move in proportion to what is subtracted, then with
+d = with - erased
+
+    scale = <with - without, d> / |d|^2
+
+times as much would remove most. Rows from least squares do less than their share, because they leave out what cannot be
+told from a token, so that is more than 1.
 """
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +28,12 @@ ENOUGH = 0.9
 """Share of a concept's effect at which no more neurons are tried."""
 GAIN = 0.02
 """What twice the neurons must remove beside, to be worth it."""
-NEURONS = (1, 2, 4, 8)
+NEURONS = (1, 2, 4)
 """How many for a concept and place are tried."""
+PRICE = 5.0
+"""What of a concept must be removed more for each share of the others that is touched."""
+FURTHEST = 2.0
+"""Times what was fitted, at most, that a concept's neurons carry."""
 
 
 @dataclass
@@ -30,6 +42,8 @@ class Effect:
     left: float = 0.0
     change: float = 0.0
     whole: float = 0.0
+    moved: float = 0.0
+    along: float = 0.0
 
     def add(self, sigma: float, said: Tensor, without: Tensor, erased: Tensor, other: Tensor,
             other_erased: Tensor) -> None:
@@ -40,6 +54,8 @@ class Effect:
         self.whole += _square(said - without, sigma)
         self.left += _square(erased - without, sigma)
         self.change += _square(other_erased - other, sigma)
+        self.moved += _square(said - erased, sigma)
+        self.along += _product(said - without, said - erased, sigma)
 
     @property
     def removed(self) -> float:
@@ -51,7 +67,18 @@ class Effect:
 
     @property
     def gain(self) -> float:
-        return self.removed - self.touched
+        return self.removed - PRICE * self.touched
+
+    @property
+    def scale(self) -> float:
+        """How many times as much would remove most, from half to `FURTHEST`."""
+        return min(max(self.along / max(self.moved, 1e-30), 0.5), FURTHEST)
+
+    def scaled(self) -> "Effect":
+        """What is to be expected of `scale` times as much."""
+        s = self.scale
+        left = self.whole - 2 * s * self.along + s * s * self.moved
+        return Effect(left, s * s * self.change, self.whole, s * s * self.moved, s * self.along)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -67,7 +94,11 @@ def in_words(removed: float, touched: float) -> str:
 
 
 def _square(x: Tensor, sigma: float) -> float:
-    return float((x.float() / sigma).square().mean())
+    return _product(x, x, sigma)
+
+
+def _product(x: Tensor, y: Tensor, sigma: float) -> float:
+    return float((x.float() / sigma * y.float() / sigma).mean())
 
 
 def fewest_neurons(effects: Mapping[int, Effect]) -> int:

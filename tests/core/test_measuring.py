@@ -28,6 +28,14 @@ def test_touched_is_in_the_same_unit():
     assert effect(1.0, noise=0.1).touched == pytest.approx(0.01, rel=1e-4)
 
 
+@pytest.mark.parametrize(("share", "scale"), [(0.5, 2.0), (0.8, 1.25), (1.0, 1.0), (1.6, 0.625), (0.1, 2.0)])
+def test_the_scale_is_what_is_missing_and_bounded(share, scale):
+    done = effect(share, noise=0.1)
+    assert done.scale == pytest.approx(scale, rel=1e-4)
+    assert done.scaled().removed == pytest.approx(effect(scale * share).removed, abs=1e-4)
+    assert done.scaled().touched == pytest.approx((0.1 * scale) ** 2, rel=1e-3)
+
+
 @pytest.mark.parametrize(("removed", "chosen"), [
     ({1: 0.95, 2: 0.99}, 1), ({1: 0.5, 2: 0.8, 4: 0.93, 8: 0.97}, 4), ({1: 0.85, 2: 0.86, 4: 0.95}, 1),
     ({1: 0.3, 2: 0.5, 4: 0.6, 8: 0.7}, 8)])
@@ -37,3 +45,8 @@ def test_no_more_neurons_are_taken_than_help(removed, chosen):
 
 def test_neurons_that_touch_more_than_they_remove_are_left_out():
     assert fewest_neurons({1: effect(0.6), 2: effect(0.65, noise=0.3), 4: effect(1.0)}) == 1
+
+
+def test_what_touches_a_little_less_is_worth_more_than_what_removes_a_little_more():
+    gentle, rough = effect(0.5), effect(0.6, noise=0.25)
+    assert rough.removed > gentle.removed + 0.05 and gentle.gain > rough.gain

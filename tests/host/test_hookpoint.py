@@ -1,6 +1,7 @@
 """Block names against the host's own map of diffusers names, on the real UNet class of ComfyUI."""
 import pytest
 import torch
+from small_model import UNET_CONFIG
 
 from benchmarks.minicanvas import models
 from sae_models import hookpoint
@@ -17,13 +18,13 @@ SDXL = {"num_res_blocks": [2] * 3, "channel_mult": (1, 2, 4), "transformer_depth
 
 def unet(config: dict) -> torch.nn.Module:
     with torch.device("meta"):
-        return models.UNetModel(**{**models.UNET_CONFIG, **config}, device="meta",
+        return models.UNetModel(**{**UNET_CONFIG, **config}, device="meta",
                                 operations=models.comfy.ops.disable_weight_init)
 
 
 @pytest.mark.parametrize("config", [SD15, SDXL], ids=["sd15", "sdxl"])
 def test_names_are_those_of_the_hosts_own_map(config):
-    full = {**models.UNET_CONFIG, **config}
+    full = {**UNET_CONFIG, **config}
     host_map = comfy.utils.unet_to_diffusers({**full, "transformer_depth": list(full["transformer_depth"]),
                                               "transformer_depth_output": list(full["transformer_depth_output"])})
     wanted = {key.removesuffix(".proj_in.weight"): value.removesuffix(".proj_in.weight")

@@ -3,20 +3,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.scenes import models, rivals
+from benchmarks.minicanvas import models, rivals
 
 import comfy.model_patcher  # isort: skip  (models puts ComfyUI on the path)
-from benchmarks.scenes.bench_nodes.rivals import Nag, Weights, block_key, guided  # isort: skip
+from benchmarks.minicanvas.bench_nodes.rivals import Nag, Weights, block_key, guided  # isort: skip
 
 WORDS = ["cat", "dog", "rose", "noto", "blue"]
 
 
 def small_unet(seed: int = 0) -> torch.nn.Module:
-    """The scenes' UNet with a tenth of its channels and random weights everywhere."""
+    """MiniCanvas's UNet with a tenth of its channels and random weights everywhere."""
     torch.manual_seed(seed)
-    unet = models.models.UNetModel(**{**models.models.UNET_CONFIG, **models.UNET_CONFIG, "model_channels": 32},
-                                   operations=models.models.comfy.ops.disable_weight_init)
-    return models.models.initialised(unet).eval()
+    unet = models.UNetModel(**{**models.UNET_CONFIG, "model_channels": 32},
+                            operations=models.comfy.ops.disable_weight_init)
+    return models.initialised(unet).eval()
 
 
 @pytest.fixture(scope="module")

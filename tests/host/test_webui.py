@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_webui import Processing, Webui, sd_model, sigma_at
-from small_model import write_places, write_sae
+from small_model import UNET_CONFIG, write_places, write_sae
 from webui_model import UNET, random_unet
 
 from sae_models import Actuator, Erasure, SaeError, hookpoint
@@ -474,7 +474,7 @@ def test_a_model_without_a_unet_gives_no_picture(webui):
 def patched_forge(models):
     """Forge as it is: a UNet that asks `transformer_options` for patches (here ComfyUI's, from which it comes)."""
     torch.manual_seed(0)
-    config = {**comfy_models.UNET_CONFIG, **{name: SMALL[name] for name in ("model_channels", "channel_mult",
+    config = {**UNET_CONFIG, **{name: SMALL[name] for name in ("model_channels", "channel_mult",
                                                                            "num_heads")},
               "transformer_depth_middle": 1}
     unet = comfy_models.initialised(comfy_models.UNetModel(**config, operations=comfy.ops.disable_weight_init)).eval()

@@ -343,9 +343,9 @@ def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, co
     canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
     canvas.wait_for_list(page)
     canvas.tick(page, "cat")
-    canvas.tick(page, "rocket")
+    canvas.tick(page, "rose")
     nothing_here = canvas.saved(page)
-    canvas.tick(page, "rocket")
+    canvas.tick(page, "rose")
     canvas.tick(page, "cat")
     with_cat = canvas.saved(page)
     fresh = canvas.open_page(browser, comfy, nodes2)
@@ -355,10 +355,10 @@ def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, co
         canvas.wait_for_list(fresh)
         seen.append([pixels(png) for png in canvas.queue_and_wait(fresh)])
     fresh.context.close()
-    (before, no_rocket), (again, no_cat) = seen
-    assert torch.equal(before, again) and torch.equal(before, no_rocket)
-    objects = load_judge().verdict(torch.stack([before, no_cat])).object.tolist()
-    assert objects[0] == JUDGED.index("cat") != objects[1]
+    (before, no_rose), (again, no_cat) = seen
+    assert torch.equal(before, again)
+    objects = load_judge().verdict(torch.stack([before, no_rose, no_cat])).objects
+    assert objects[:, JUDGED.index("cat")].tolist() == [True, True, False]
 
 
 def pixels(png: bytes) -> torch.Tensor:

@@ -12,6 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors import safe_open
 
+from .rivals import RIVALS
+
 
 class Prompts(io.ComfyNode):
     """One prompt a line, encoded as one conditioning whose rows go to the rows of the latent batch."""
@@ -105,7 +107,7 @@ class DenseHook:
 
 class BenchExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Prompts, PapersHook]
+        return [Prompts, PapersHook, *RIVALS]
 
 
 async def comfy_entrypoint() -> BenchExtension:

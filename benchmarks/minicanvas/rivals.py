@@ -15,11 +15,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..minicanvas.harness import save_atomically
-from ..minicanvas.train_unet import alphas_cumprod
 from .canvas import BACKGROUNDS, Scene
+from .harness import save_atomically
 from .icons import OBJECTS, STYLES
 from .text import TEMPLATES, contexts, prompt, tokenizer
+from .train_unet import alphas_cumprod
 
 Deltas = dict[str, Tensor]
 END_OF_TEXT = 49407

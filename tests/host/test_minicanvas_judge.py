@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from benchmarks.scenes.canvas import BACKGROUNDS, Scene, Spot, ground, random_pictures, random_scene
-from benchmarks.scenes.icons import OBJECTS, STYLES
-from benchmarks.scenes.judge import Judge, Verdict, load_judge
-from benchmarks.scenes.ruins import RUINS, Ruin, blank, shuffled
-from benchmarks.scenes.train_judge import IGNORED, Examples, labelled, mistakes, noise_in, ruined, softened
+from benchmarks.minicanvas.canvas import BACKGROUNDS, Scene, Spot, ground, random_pictures, random_scene
+from benchmarks.minicanvas.icons import OBJECTS, STYLES
+from benchmarks.minicanvas.judge import Judge, Verdict, load_judge
+from benchmarks.minicanvas.ruins import RUINS, Ruin, blank, shuffled
+from benchmarks.minicanvas.train_judge import IGNORED, Examples, labelled, mistakes, noise_in, ruined, softened
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-from benchmarks.scenes import table
-from benchmarks.scenes.canvas import BACKGROUNDS
-from benchmarks.scenes.icons import OBJECTS, STYLES
-from benchmarks.scenes.judge import Verdict
+from benchmarks.minicanvas import table
+from benchmarks.minicanvas.canvas import BACKGROUNDS
+from benchmarks.minicanvas.icons import OBJECTS, STYLES
+from benchmarks.minicanvas.judge import Verdict
 
 CAT = OBJECTS.index("cat")
 TASKS = [table.task("object", [CAT]), table.task("style", [2]), table.task("ground", [1]),

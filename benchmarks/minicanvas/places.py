@@ -1,6 +1,6 @@
 """Where to erase: how much of a concept goes and how much else with it, by the places that get neurons and how many.
 
-    python -m benchmarks.scenes.places
+    python -m benchmarks.minicanvas.places
 
 For each of some concepts, rows by least squares at a block's output (the papers' place, each block tried), at all
 blocks' outputs and at all cross-attentions' outputs, with 1 or 4 neurons, from the same pictures; then, on prompts and
