@@ -202,7 +202,7 @@ def own_tables(maps: Sequence[Maps], what: training.Search, numbers: Sequence[in
 def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],
             number: int, own: bool) -> tuple[list[Table], str]:
     """Every place's rows of one wanted concept, as many as it needs and as far as removes most, and what they do, in
-    words. What they do is measured on other pictures than those that decide how many and how far."""
+    words. Other pictures than those that say how many and how far decide whether to go that far, and what it does."""
     name, trials = what.wanted[number].name, trial(number, what.lesson.held_out, what.lesson.prompts)
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
     effects = measure.effects(painter, {n: measure.ablating(blocks, parts) for n, parts in rows.items()}, *trials)

@@ -31,7 +31,7 @@ GAIN = 0.02
 NEURONS = (1, 2, 4)
 """How many for a concept and place are tried."""
 PRICE = 5.0
-"""What of a concept must be removed more for each share of the others that is touched."""
+"""Shares of a concept that must be removed beside, to be worth each share that others are touched."""
 FURTHEST = 2.0
 """Times what was fitted, at most, that a concept's neurons carry."""
 
