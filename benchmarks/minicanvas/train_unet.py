@@ -15,7 +15,7 @@ from sae_models.learning.sparse import bfloat16_is_fast
 from .canvas import PAIRS, Scene, random_pictures, random_scene
 from .checkpoint import unpacked
 from .harness import Run, TrainConfig, save_atomically
-from .models import new_unet, new_vae
+from .models import learn_faster, new_unet, new_vae
 from .text import TEMPLATES, contexts, prompt
 
 MIN_SNR_GAMMA = 5.0
@@ -166,10 +166,13 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="--out of another process of this script, to average with")
     parser.add_argument("--lane", type=int, default=0, help="another number, other noise: for processes that average")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--compile", action="store_true", help="a tenth faster where there is a C++ compiler")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        learn_faster()
     vae = new_vae()
     vae.load_state_dict({k: v.float() for k, v in load_file(options.vae).items()})
     vae.float().requires_grad_(False)
@@ -189,10 +192,12 @@ def main() -> None:
         save_grid(decode(vae, latents), len(LOOK), options.out / f"unet-{run.step:06d}.png")
         run.swap_back()
 
-    def loss(unet: nn.Module, generator: torch.Generator) -> torch.Tensor:
+    learner = torch.compile(unet) if options.compile else unet
+
+    def loss(_: nn.Module, generator: torch.Generator) -> torch.Tensor:
         if options.peer and run.step % MEET_EVERY == 0:
             meet(run.params, config.folder / "left.safetensors", options.peer / "unet-run" / "left.safetensors")
-        return batches.loss(unet, generator.manual_seed(run.step + 1_000_003 * options.lane))
+        return batches.loss(learner, generator.manual_seed(run.step + 1_000_003 * options.lane))
     run.train(loss, report, report_every=options.look_every)
 
 

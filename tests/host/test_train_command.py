@@ -2,13 +2,13 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from made_maps import SUBJECTS, make_maps
@@ -52,13 +52,17 @@ def run(*args) -> str:
 
 
 def killed(command: tuple[str, ...], activations: Path, out: Path, *options: str) -> Path:
-    """The checkpoint of a run that was killed as soon as it had one."""
+    """The checkpoint of a run that was killed as soon as it had one, with the processes that torchrun started: they
+    are in sessions of their own and would go on writing."""
     process = start(command, activations, out, "--checkpoint-seconds", "0", *options)
     checkpoint = out.with_name(out.name + ".training")
     while not checkpoint.exists():
         assert process.poll() is None and not time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    all_of_it = [*psutil.Process(process.pid).children(recursive=True), process]
+    for each in reversed(all_of_it):
+        each.kill()
+    for each in all_of_it:
+        each.wait()
     assert not out.exists()
     return checkpoint
 
