@@ -11,10 +11,12 @@ import torch
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
 from ..sae_models.learning import parallel
+from ..sae_models.learning.lesson import Lesson, lesson
+from ..sae_models.learning.painting import Painting
+from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.report import Report
 from ..sae_models.learning.train import add_options, jobs_of, main, run
 from . import training
-from .painting import Painting
 
 
 def options() -> argparse.Namespace:
@@ -47,12 +49,12 @@ def train() -> None:
     given = options()
     painting = Painting(given.width, given.height, given.steps, given.cfg, batch=given.at_once,
                         steps_kept=given.steps_kept, seed=given.seed)
-    what = training.lesson(text_of(given.concepts), text_of(given.prompts), painting, given.pictures)
+    what = lesson(text_of(given.concepts), text_of(given.prompts), painting, given.pictures)
     if not given.checkpoint.is_file():
         raise SaeError(f"there is no checkpoint {given.checkpoint}")
     model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(given.checkpoint), output_vae=False)
     start = LoadedSae.read(given.start.name, given.start) if given.start else None
-    places = training.places(model, ",".join(given.hookpoint), start)
+    places = places_of(model.model.diffusion_model, ",".join(given.hookpoint), start)
     what = what if len(places) == 1 else what.holding_out()
     origins = training.origins(model, what, places)
     make = training.source(model, clip, what, origins, given.keep, lambda x0: None)
@@ -60,7 +62,7 @@ def train() -> None:
     run(jobs_of(given, origins), said(make, chunks), given, partial(measured, model, clip, what, given.out))
 
 
-def measured(model: Any, clip: Any, what: training.Lesson, out: Path, report: Report) -> Report:
+def measured(model: Any, clip: Any, what: Lesson, out: Path, report: Report) -> Report:
     if parallel.world()[0] == 0:
         print("measuring how much of each concept is removed", flush=True)
     with torch.inference_mode():

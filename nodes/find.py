@@ -1,37 +1,29 @@
 """*SAEmnesia Find Concept*: a concept nobody trained for, from some pictures, in the time that painting them takes."""
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..sae_models import hookpoint, table
-from ..sae_models.adapter import Block, LoadedSae
+from ..sae_models import table
+from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
 from ..sae_models.formats import Header, read_sae
-from ..sae_models.learning import finding
-from ..sae_models.learning.losses import Weights
-from ..sae_models.learning.maps import Maps, joined
-from ..sae_models.learning.measuring import NEURONS, fewest_neurons
-from ..sae_models.learning.prompts import trial
-from ..sae_models.sae import SaeConfig
+from ..sae_models.learning import finding, places
+from ..sae_models.learning.lesson import Search, search
+from ..sae_models.learning.maps import Maps
+from ..sae_models.learning.measuring import NEURONS
+from ..sae_models.learning.painting import Painting
+from ..sae_models.learning.search import found
 from ..sae_models.table import Table
-from . import files, measure, patch, training
-from .collect import Collector, fingerprint
+from . import files, patch
 from .inputs import painting_inputs
-from .painting import Painter, Painting
+from .painting import Painter, untouched
 from .patch import log
 from .progress import Progress
 
 OWN, BEST, BEST_BY_LEVEL = "a neuron of its own", "the best neurons", "the best neurons at each noise level"
-TOKENS = 256
-"""Of a map that are kept: enough, where a picture has thousands."""
-DEAF = 1e-6
-"""Share of a place's output below which words make no difference to it."""
-WEIGHTS = Weights(push=0.0)
-"""What the words add; how much further removes most is measured on the model."""
 
 
 class FindConcept(io.ComfyNode):
@@ -92,31 +84,14 @@ class FindConcept(io.ComfyNode):
             patch.check_base(model, sae)
         painting = Painting(width, height, steps, cfg, batch=min(at_once, pictures), seed=seed)
         known = sae.concepts if sae else ()
-        what = training.search(concepts, contrast, prompts, known, painting, pictures)
+        what = search(concepts, contrast, prompts, known, painting, pictures)
         out, headers = files.new_path(name), _places(model, how, sae, hookpoint)
         table.check_addable(out, headers)
         said = found(studio(model, clip, what, cls.hidden.unique_id), what, out, headers,
-                     lambda maps: _tables(how, sae, maps, what, neurons), own=how == OWN)
+                     [neurons] if neurons else NEURONS, None if how == OWN else _best(how, sae, what, neurons or 1))
         text = f"{out.name}, from {pictures} pictures: {'; '.join(said)}"
         log.info("SAEmnesia: %s", text)
         return io.NodeOutput(files.load(out.name), text, ui={"text": [text]})
-
-
-def found(painter: Painter, what: training.Search, out: Path, headers: Sequence[Header],
-          tables_of: Callable[[Sequence[Maps]], dict[int, list[Table]]], own: bool = True) -> list[str]:
-    """Paint, find the wanted concepts, measure them and write them: a sentence each. Interrupted, and begun again with
-    the same settings, it goes on where it was. own: the neurons are not an SAE's, so they can carry more than was
-    fitted.
-
-    Raises SaeError when words make no difference to the model.
-    """
-    headers, maps = _heard(headers, _maps(painter, what, headers))
-    tables, blocks = tables_of(maps), [Block.of(header) for header in headers]
-    chosen = [_chosen(painter, what, blocks, tables, i, own) for i in range(len(what.wanted))]
-    for parts, _ in chosen:
-        table.add(out, list(zip(headers, parts, strict=True)))
-    _painted.clear()
-    return [words for _, words in chosen]
 
 
 def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Header]:
@@ -127,93 +102,30 @@ def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Hea
             raise SaeError(f"'{how}' are those of an SAE, and none is wired in: load one with SAEmnesia Load SAE, or "
                            f"choose '{OWN}'")
         return [sae.header]
-    return places(model, names)
+    return places_of(model, names)
 
 
-def places(model: Any, names: str = "") -> list[Header]:
+def places_of(model: Any, names: str = "") -> list[Header]:
     """A header for each place of these names, or for every cross-attention that hears the prompt.
 
-    Raises SaeError as `training.places` does.
+    Raises SaeError as `learning.places` does.
     """
-    unet = model.model.diffusion_model
-    family = type(model.model.model_config).__name__.lower()
-    return [Header(SaeConfig(hookpoint.width(hookpoint.find(unet, name)), 1, 1), name, family)
-            for name in training.places(model, names)]
+    return places.headers(model.model.diffusion_model, type(model.model.model_config).__name__.lower(), names)
 
 
-def studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Painter:
+def studio(model: Any, clip: Any, what: Search, node: str | None) -> Painter:
     """Paints all the pictures, and shows how far it is."""
-    batches = what.lesson.chunks + 2 * len(what.wanted)
-    steps = batches * what.lesson.painting.steps
-    return Painter(model, clip, what.lesson.painting, Progress(model, steps, node))
+    painting = what.lesson.painting
+    return Painter(untouched(model), clip, painting, Progress(model, what.batches * painting.steps, node))
 
 
-_painted: dict[str, dict[int, dict[Block, Maps]]] = {}
-"""The chunks of the run that was begun last and not ended, by what it is."""
-
-
-def _maps(painter: Painter, what: training.Search, headers: Sequence[Header]) -> list[Maps]:
-    lesson, blocks = what.lesson, [Block.of(header) for header in headers]
-    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS)
-    heard = float(painter.encoded([lesson.prompts[0].text]).context.double().sum())
-    run = f"{fingerprint(painter.model)} {heard} {lesson} {blocks}"
-    if run not in _painted:
-        _painted.clear()
-    chunks = _painted.setdefault(run, {})
-    at = f"painting {lesson.pictures} pictures to learn from" if not chunks else \
-        f"going on at picture {len(chunks) * lesson.painting.batch + 1} of {lesson.pictures}"
-    log.info("SAEmnesia: %s", at)
-    for i in range(lesson.chunks):
-        if i not in chunks:
-            chunks[i] = collector.chunk(i)
-        else:
-            painter.skip()
-    return [joined([chunks[i][block] for i in range(lesson.chunks)]) for block in blocks]
-
-
-def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header], list[Maps]]:
-    """The places that hear the prompt at all.
-
-    Raises SaeError when none does.
-    """
-    heard = [(header, part) for header, part in zip(headers, maps, strict=True) if part.heard() > DEAF]
-    if not heard:
-        raise SaeError("the words make no difference to this model: it paints the same with and without them; check "
-                       "that model and clip belong together")
-    return [header for header, _ in heard], [part for _, part in heard]
-
-
-def _tables(how: str, sae: LoadedSae | None, maps: Sequence[Maps], what: training.Search,
-            neurons: int) -> dict[int, list[Table]]:
-    """{neurons a concept and place: every place's rows}."""
-    with torch.inference_mode(False), torch.no_grad():
-        if how == OWN:
-            return own_tables(maps, what, [neurons] if neurons else NEURONS)
-        whole, n = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device()), neurons or 1
-        return {n: [finding.best_neurons(whole, part, what.wanted, n, how == BEST_BY_LEVEL) for part in maps]}
-
-
-def own_tables(maps: Sequence[Maps], what: training.Search, numbers: Sequence[int]) -> dict[int, list[Table]]:
-    """{neurons a concept and place: every place's rows}, fitted to the maps."""
-    with torch.inference_mode(False), torch.no_grad():
-        return {n: [finding.own_neurons(part, what.wanted, WEIGHTS, n) for part in maps] for n in numbers}
-
-
-def _chosen(painter: Painter, what: training.Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],
-            number: int, own: bool) -> tuple[list[Table], str]:
-    """Every place's rows of one wanted concept, as many as it needs and as far as removes most, and what they do, in
-    words. Other pictures than those that say how many and how far decide whether to go that far, and what it does."""
-    name, trials = what.wanted[number].name, trial(number, what.lesson.held_out, what.lesson.prompts)
-    rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
-    effects = measure.effects(painter, {n: measure.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
-    n = fewest_neurons({n: effect.scaled() for n, effect in effects.items()} if own else effects)
-    ways = {scale: [table.scaled(part, scale) for part in rows[n]] for scale in {1.0, effects[n].scale if own else 1.0}}
-    checked = measure.effects(painter, {scale: measure.ablating(blocks, parts) for scale, parts in ways.items()},
-                              *trials, batch=1)
-    scale = max(checked, key=lambda scale: checked[scale].gain)
-    places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
-    words = f"{name}: {checked[scale].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
-    return [table.measured(part, checked[scale].shares) for part in ways[scale]], words
+def _best(how: str, sae: LoadedSae, what: Search, n: int) -> Callable[[Sequence[Maps]], dict[int, list[Table]]]:
+    """What finds the SAE's best neurons in the maps."""
+    def best(maps: Sequence[Maps]) -> dict[int, list[Table]]:
+        with torch.inference_mode(False), torch.no_grad():
+            whole = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device())
+            return {n: [finding.best_neurons(whole, part, what.wanted, n, how == BEST_BY_LEVEL) for part in maps]}
+    return best
 
 
 NODES = [FindConcept]

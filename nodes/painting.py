@@ -1,9 +1,5 @@
-"""Pictures painted with the user's own model to learn from or to measure on, with a look at some of the steps.
-
-At a step that is to be kept, `look` gets a `Step`: the noisy pictures as they are, and the model, to ask what it
-predicts for other prompts.
-"""
-from collections.abc import Callable, Collection, Mapping, Sequence
+"""Pictures painted by ComfyUI to learn from or to measure on: its `Painter` and `Step` of `learning/painting`."""
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,28 +10,11 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sae_models.adapter import Block
 from ..sae_models.errors import SaeError
-from .taps import Tap, tapped
-
-
-@dataclass(frozen=True)
-class Painting:
-    """How the pictures are painted. batch: pictures at once; steps_kept: of each picture's steps."""
-    width: int = 512
-    height: int = 512
-    steps: int = 20
-    cfg: float = 7.0
-    sampler: str = "euler"
-    scheduler: str = "normal"
-    negative: str = ""
-    batch: int = 8
-    steps_kept: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps_kept <= self.steps:
-            raise SaeError(f"expected steps kept of a picture in 1..{self.steps} (its steps), got {self.steps_kept}")
-        if self.batch < 1:
-            raise SaeError(f"expected at least 1 picture at once, got {self.batch}")
+from ..sae_models.learning.fingerprint import fingerprint as fingerprint_of
+from ..sae_models.learning.fingerprint import some
+from ..sae_models.learning.painting import Painting, Tap
+from .patch import KEY
+from .taps import tapped
 
 
 @dataclass
@@ -73,6 +52,13 @@ class Painter:
         if visitor.kept:
             raise SaeError("the sampler left out steps that were to be kept: choose 'euler' to train with")
         return latents
+
+    def identity(self) -> str:
+        return f"{fingerprint(self.model)} {float(self.encoded(['a photo of it']).context.double().sum())}"
+
+    def vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        read = [self.encoded([text]) for text in texts]
+        return torch.cat([one.context.mean(1) if one.pooled is None else one.pooled for one in read])
 
     def skip(self) -> None:
         """Tick as for a batch that need not be painted again."""
@@ -142,3 +128,37 @@ class _Visitor:
             rows = slice(chunks.index(0) * self.batch, (chunks.index(0) + 1) * self.batch)
             self.look(Step(self.painter, executor, x[rows], t[rows], options | {"cond_or_uncond": [0]}))
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+
+def untouched(model: ModelPatcher) -> ModelPatcher:
+    """The model, to learn from.
+
+    Raises SaeError when concepts are erased on it.
+    """
+    if model.get_attachment(KEY):
+        raise SaeError("this model already has a SAEmnesia Erase node: train on the model as it comes from the "
+                       "checkpoint or LoRA")
+    return model
+
+
+def fingerprint(model: ModelPatcher) -> str:
+    """Of the UNet's weights as they come from the checkpoint, and of the LoRAs on them: another for another model."""
+    backup = {name.removeprefix("diffusion_model."): kept.weight for name, kept in model.backup.items()}
+    weights = {name: backup.get(name, value) for name, value in model.model.diffusion_model.state_dict().items()}
+    return fingerprint_of(weights, _laid_over(model))
+
+
+def _laid_over(model: ModelPatcher) -> Iterator[bytes]:
+    for name, patches in sorted(model.patches.items()):
+        for strength, patch, *_ in patches:
+            yield f"{name} {strength}".encode()
+            yield b"".join(map(some, _tensors(patch)))
+
+
+def _tensors(patch: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a patch: a tuple, or one of the host's adapters, which keeps them in `weights`."""
+    for part in getattr(patch, "weights", patch) if not isinstance(patch, torch.Tensor) else (patch,):
+        if isinstance(part, torch.Tensor):
+            yield part
+        elif isinstance(part, list | tuple):
+            yield from _tensors(part)

@@ -3,7 +3,7 @@
 A block's output is reached by a forward hook. A cross-attention's output is reached by the host's own attention
 patches, which also run where another node has replaced the attention itself. Neither outlasts the call.
 """
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -12,10 +12,8 @@ import torch
 
 from ..sae_models import hookpoint
 from ..sae_models.adapter import Block, with_attention_patch
+from ..sae_models.learning.painting import Tap
 from .patch import hooked
-
-Tap = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""tap(output, the block's input or None): what goes on in its place."""
 
 
 @contextmanager

@@ -12,13 +12,15 @@ from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.learning.job import Job, train_to_file
+from ..sae_models.learning.lesson import lesson
 from ..sae_models.learning.losses import Weights, push_at
 from ..sae_models.learning.origin import Origin
+from ..sae_models.learning.painting import Painting
+from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
 from . import chart, files, progress, training
 from .inputs import painting_inputs
-from .painting import Painting
 from .patch import log
 
 GIGABYTE = 10**9
@@ -109,8 +111,8 @@ class Train(io.ComfyNode):
                 keep_activations: bool, start: LoadedSae | None = None) -> io.NodeOutput:
         preset, out = PRESETS[memory], files.new_path(name)
         painting = Painting(width, height, steps, cfg, batch=min(preset.at_once, pictures), seed=seed)
-        what = training.lesson(concepts, prompts, painting, pictures)
-        places = training.places(model, hookpoint, start)
+        what = lesson(concepts, prompts, painting, pictures)
+        places = places_of(model.model.diffusion_model, hookpoint, start)
         what = what if len(places) == 1 else what.holding_out()
         origins = training.origins(model, what, places)
         first = 0 if start else max(1, training_steps * 3 // 7)

@@ -1,31 +1,20 @@
 """*SAEmnesia Erase Words*: words in, a model that does not paint them out. What was not yet found on this checkpoint is
 found first, and kept."""
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from ..sae_models.adapter import LoadedSae, build_edits
+from ..sae_models.adapter import build_edits
 from ..sae_models.concepts import parse
 from ..sae_models.erasure import Actuator
-from ..sae_models.learning import words
-from ..sae_models.learning.measuring import NEURONS, in_words
-from ..sae_models.learning.prompts import parse_subjects
-from . import files, find, patch, training
-from .collect import fingerprint
-from .painting import Painter, Painting
-
-SIDES = {"sd15": 512}
-SIDE = 768
-"""Pixels of the pictures that are painted, unless they are given: enough to learn a word from."""
-STEPS, AT_ONCE = 12, 4
-MORE = 16
-"""Pictures painted beside for each more word that is found in the same run."""
-WEAK = 0.5
+from ..sae_models.learning import words as wanted
+from ..sae_models.learning.painting import Painting
+from ..sae_models.learning.search import found
+from . import files, find, patch
+from .painting import Painter, fingerprint
 
 
 class EraseWords(io.ComfyNode):
@@ -62,27 +51,20 @@ class EraseWords(io.ComfyNode):
     def execute(cls, model: Any, clip: Any, words: str, told_from: str, pictures: int, side: int,
                 cfg: float) -> io.NodeOutput:
         choices = parse(words)
-        painting = Painting(*_size(model, side), STEPS, cfg, batch=AT_ONCE)
+        painting = wanted.painting(type(model.model.model_config).__name__.lower(), side, cfg)
         out = files.new_path(_file_name(model, cls.hidden))
         seconds = _find_missing(model, clip, [choice.name for choice in choices], told_from, painting, pictures, out,
                                 cls.hidden.unique_id)
         sae = files.load(out.name)
-        report = "\n".join(_said(sae, choice.name, seconds) for choice in choices)
+        report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
         erased = patch.erase(model, sae, build_edits(sae, words, Actuator.ABLATE))
         return io.NodeOutput(erased, sae, report, ui={"text": [report]})
 
 
-def _size(model: Any, side: int) -> tuple[int, int]:
-    side = side or SIDES.get(type(model.model.model_config).__name__.lower(), SIDE)
-    return side, side
-
-
 def _file_name(model: Any, hidden: Any) -> str:
-    """By the checkpoint's name where the graph tells it, and by the model's fingerprint always."""
     names = _checkpoints(hidden.prompt or {}, str(hidden.unique_id))
-    plain = re.sub(r"[^\w. -]", "-", Path(names[0].replace("\\", "/")).stem) if names else "words"
-    return f"{plain} {fingerprint(model)[:8]}"
+    return wanted.file_name(names[0] if names else "words", fingerprint(model))
 
 
 def _checkpoints(prompt: dict, node: str) -> list[str]:
@@ -96,37 +78,14 @@ def _checkpoints(prompt: dict, node: str) -> list[str]:
 def _find_missing(model: Any, clip: Any, names: Sequence[str], told_from: str, painting: Painting, pictures: int,
                   out: Path, node: str | None) -> dict[str, float]:
     """Find the words that the file does not have; {name in lower case: seconds} of those."""
-    known = {concept.name.casefold() for concept in LoadedSae.read(out.name, out).concepts} if out.exists() else set()
-    missing = [name for name in names if name.casefold() not in known]
+    missing = wanted.missing(out, names)
     if not missing:
         return {}
     began = time.monotonic()
     model = patch.without_edits(model)
-    wanted = [words.subject(name) for name in missing]
-    added = parse_subjects(told_from) if told_from.strip() else []
-    others = [*added, *words.told_from([*wanted, *added], _vectors(Painter(model, clip, painting)))]
-    what = training.search_for(wanted, others, words.templates([*wanted, *others]), painting,
-                               pictures + MORE * (len(wanted) - 1))
-    find.found(find.studio(model, clip, what, node), what, out, find.places(model),
-               lambda maps: find.own_tables(maps, what, NEURONS))
+    what = wanted.search(missing, told_from, Painter(model, clip, painting), pictures)
+    found(find.studio(model, clip, what, node), what, out, find.places_of(model))
     return dict.fromkeys((name.casefold() for name in missing), time.monotonic() - began)
-
-
-def _vectors(painter: Painter) -> Callable[[Sequence[str]], torch.Tensor]:
-    def vectors(texts: Sequence[str]) -> torch.Tensor:
-        read = [painter.encoded([text]) for text in texts]
-        return torch.cat([one.context.mean(1) if one.pooled is None else one.pooled for one in read])
-    return vectors
-
-
-def _said(sae: LoadedSae, name: str, seconds: Mapping[str, float]) -> str:
-    """What erasing a word does, and whether it was found just now."""
-    concept = sae.find(name)
-    measured = concept.measured or {}
-    when = f", found in {seconds[name.casefold()]:.0f} s" if name.casefold() in seconds else ""
-    weak = "; this is little: say it in other words, or paint more pictures" if (
-        measured.get("removed", 1.0) < WEAK) else ""
-    return f"{concept.name}: {in_words(**measured)}{when}{weak}"
 
 
 NODES = [EraseWords]

@@ -9,7 +9,7 @@ from torch import nn
 from sae_models import Actuator, Edit, Erasure, SaeError, hookpoint
 from sae_models.adapter import CONDITIONAL_ONLY, Block, LoadedSae, Tally, build_edits, fitting_blocks, shown
 
-from . import files
+from . import files, taps
 from .model import NoiseLevels, family_of, noise_levels, unet_of
 from .settings import Settings
 
@@ -93,9 +93,7 @@ class Job:
         levels = noise_levels(sd_model)
         window = {"start_sigma": levels.at_share(self.settings.start), "end_sigma": levels.at_share(self.settings.end)}
         erasures = {block: Erasure([replace(edit, **window)], residual=block.residual) for block, edit in self.edits}
-        attentions = {hookpoint.attention_key(paths[block]): block for block, _ in self.edits
-                      if hookpoint.is_attention(block.hookpoint)}
-        return Fitted(unet, modules, levels, erasures, attentions)
+        return Fitted(unet, modules, levels, erasures, taps.keys({block: paths[block] for block in modules}))
 
     def verdict(self) -> SaeError | None:
         """After sampling: why the picture must not be shown as erased, or None."""

@@ -69,3 +69,38 @@ def noise_levels(sd_model: Any) -> NoiseLevels:
                        f"the SAE's base model")
     alphas = alphas.detach().double().cpu().clamp(1e-12, 1 - 1e-12)
     return NoiseLevels(((1 - alphas) / alphas).sqrt().log().float())
+
+
+def sigma_of_call(levels: NoiseLevels, args: tuple, kwargs: dict) -> float:
+    """The noise level of a call of the UNet: Forge says it, A1111 says the timestep."""
+    noise = (kwargs.get("transformer_options") or {}).get("sigmas")
+    if noise is not None:
+        return float(noise.max())
+    timestep = kwargs.get("timesteps", args[1] if len(args) > 1 else None)
+    return levels.sigma(float(timestep.max()))
+
+
+def picture_share(sd_model: Any, sigma: float) -> float:
+    """By how much the predicted picture moves when what the UNet puts out moves by -1: sigma where that is noise, less
+    where it is v."""
+    holder = _holder(sd_model)
+    said = (getattr(sd_model, "parameterization", ""), getattr(getattr(holder, "model_type", None), "name", ""),
+            getattr(getattr(holder, "predictor", None), "prediction_type", ""))
+    is_v = any(str(name).lower() in ("v", "v_prediction") for name in said)
+    return sigma / (1 + sigma * sigma) ** 0.5 if is_v else sigma
+
+
+def original_weights(sd_model: Any) -> dict[str, Tensor]:
+    """The UNet's weights as they come from the checkpoint, where a LoRA of the last picture still lies on them too.
+
+    A1111 keeps them at each module, Forge and its relatives at their patcher or its loader.
+    """
+    unet = unet_of(sd_model)
+    patcher = getattr(getattr(sd_model, "forge_objects", None), "unet", None)
+    kept = {f"{name}.weight": module.network_weights_backup for name, module in unet.named_modules()
+            if isinstance(getattr(module, "network_weights_backup", None), Tensor)}
+    for holder in (patcher, getattr(patcher, "lora_loader", None)):
+        backup = getattr(holder, "backup", None)
+        for name, value in (backup.items() if isinstance(backup, dict) else ()):
+            kept[str(name).removeprefix("diffusion_model.")] = getattr(value, "weight", value)
+    return {name: kept.get(name, value) for name, value in unet.state_dict().items()}

@@ -10,10 +10,12 @@ from modules.ui_components import InputAccordion
 
 from saemnesia_webui import axes, infotext, panel, routes, settings
 from saemnesia_webui.eraser import Eraser
+from saemnesia_webui.find import Finder
 from saemnesia_webui.job import Job, as_sentence
 
 MODELS = Path(paths.models_path)
 ERASER = Eraser()
+FINDER = Finder(MODELS, ERASER.disarm)
 
 
 class SaemnesiaScript(scripts.Script):
@@ -63,6 +65,7 @@ class SaemnesiaScript(scripts.Script):
 def on_cfg_denoiser(params: Any) -> None:
     """A model evaluation begins, in whatever pass of whatever script."""
     ERASER.evaluation(shared.sd_model, params)
+    FINDER.evaluation(params)
 
 
 def on_app_started(demo: Any, app: Any) -> None:

@@ -2,11 +2,13 @@
 
 It swallows what scripts and callbacks raise, puts conditional rows first (Forge: last, and says so), splits calls,
 swaps models in the middle of sampling, runs inner passes as ADetailer does, and has options that raise. Its UNet is the
-real one of `ldm`; a "picture" is the latent that sampling ends with. gradio and fastapi are empty here:
-test_webui_page.py runs the real ones.
+real one of `ldm`; a "picture" is the latent that sampling ends with. Its prompt encoder has a vector a word. gradio and
+fastapi are empty here: test_webui_page.py runs the real ones.
 """
 import importlib.util
 import sys
+import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -36,20 +38,65 @@ def axis_option(label: str, kind: type, apply: Callable, choices: Callable | Non
     return SimpleNamespace(label=label, kind=kind, apply=apply)
 
 
-def sd_model(unet: nn.Module, forge: bool = False, sgm: bool = False) -> Any:
-    """A loaded checkpoint: A1111's `model.diffusion_model`, or Forge's `forge_objects` without `.model`."""
+def sd_model(unet: nn.Module, forge: bool = False, sgm: bool = False, encode: Callable | None = None) -> Any:
+    """A loaded checkpoint: A1111's `model.diffusion_model`, or Forge's `forge_objects` without `.model`.
+
+    encode: texts to [n, 77, 768], by default a random vector a word.
+    """
     levels = ((1 - ALPHAS) / ALPHAS).sqrt().log()
+
+    def learned(texts: list[str]) -> Any:
+        said = encode(texts) if encode else torch.cat([_embed(text, 77) for text in texts])
+        return {"crossattn": said, "vector": said[:, 0]} if sgm else said
+    about = {"get_learned_conditioning": learned, "sd_checkpoint_info": SimpleNamespace(filename="/x/small v1.ckpt")}
     if not forge:
-        return SimpleNamespace(model=SimpleNamespace(diffusion_model=unet), alphas_cumprod=ALPHAS, sgm=sgm)
+        return SimpleNamespace(model=SimpleNamespace(diffusion_model=unet), alphas_cumprod=ALPHAS, sgm=sgm, **about)
     kmodel = SimpleNamespace(diffusion_model=unet, predictor=SimpleNamespace(log_sigmas=levels))
-    patcher = SimpleNamespace(model=kmodel, add_block_modifier=lambda *a: None, model_options={})
-    return SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher))
+    patcher = SimpleNamespace(model=kmodel, add_block_modifier=lambda *a: None, model_options={}, backup={})
+    return SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher), **about)
+
+
+class State(SimpleNamespace):
+    """The host's job: what its progress bar and its *Interrupt* are about. seen: textinfo and job_no at each step."""
+
+    def __init__(self) -> None:
+        super().__init__(job="", job_no=0, job_count=0, sampling_step=0, interrupted=False, skipped=False,
+                         textinfo=None, seen=[])
+
+    def begin(self, job: str) -> None:
+        vars(self).update(job=job, job_no=0, job_count=-1, sampling_step=0, interrupted=False, skipped=False,
+                          textinfo=None)
+
+    def end(self) -> None:
+        vars(self).update(job="", job_count=0)
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def nextjob(self) -> None:
+        vars(self).update(job_no=self.job_no + 1, sampling_step=0)
+
+
+class Interrupted(Exception):
+    """What the hosts stop sampling with, and catch."""
+
+
+class Wanted:
+    """StableDiffusionProcessingTxt2Img, as far as it is asked for here."""
+    scripts = None
+
+    def __init__(self, **wanted: Any) -> None:
+        vars(self).update(wanted)
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
 class Processing:
-    """What a person asks for. prompts: per picture, the texts of `a AND b`; tokens: length of prompt and negative."""
-    prompts: list[list[int]] = field(default_factory=lambda: [[1]])
+    """What a person asks for. prompts: per picture, the texts of `a AND b`, or numbers in their place; tokens: length of
+    prompt and negative; euler: sampled as Euler does, and not in a way that only moves."""
+    prompts: list[list[int | str]] = field(default_factory=lambda: [[1]])
     tokens: tuple[int, int] = (77, 77)
     timesteps: tuple[float, ...] = (999.0, 666.0, 333.0)
     size: tuple[int, int] = (8, 8)
@@ -65,6 +112,9 @@ class Processing:
     inner: bool = False  # ADetailer repaints every picture
     inner_scripts: bool = False  # with our script named in its settings
     loads: Any = None  # the checkpoint that this run has to load first
+    cfg: float = 5.0
+    seeds: tuple[int, ...] = ()
+    euler: bool = False
     script_args: tuple = ()
     scripts: tuple = ()
     is_hr_pass: bool = False
@@ -80,7 +130,9 @@ class Webui:
 
     def __init__(self, models: Path, model: Any, forge: bool = False) -> None:
         self.models, self.forge = models, forge
-        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=SimpleNamespace(api_auth=None))
+        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=SimpleNamespace(api_auth=None),
+                                      state=State())
+        self.painted: list[Processing] = []  # by other means than `generate`
         self.callbacks: dict[str, list[Callable]] = {}
         self.errors: list[Exception] = []
         self.autocast: Any = nullcontext
@@ -102,6 +154,10 @@ class Webui:
             "script_callbacks": {f"on_{kind}": listen(kind) for kind in (
                 "cfg_denoiser", "app_started", "before_ui", "script_unloaded", "model_loaded")},
             "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
+            "devices": {"autocast": nullcontext}, "sd_models": {}, "call_queue": {"queue_lock": threading.Lock()},
+            "extra_networks": {"activate": lambda p, data: None},
+            "prompt_parser": {"SdConditioning": lambda texts, width, height: list(texts)},
+            "processing": {"StableDiffusionProcessingTxt2Img": Wanted, "process_images": self.process_images},
         }
         before = dict(sys.modules)
         sys.modules["modules"] = package = ModuleType("modules")
@@ -161,6 +217,20 @@ class Webui:
         p = Processing(script_args=args, scripts=(self.script,) if use_script else (), **options)
         return self.run(p)
 
+    def process_images(self, wanted: Wanted) -> Processed:
+        """What an extension that paints by itself asks for."""
+        assert wanted.scripts is None and wanted.do_not_save_samples and wanted.do_not_save_grid
+        assert wanted.sampler_name == "Euler" and wanted.batch_size == len(wanted.prompt) == len(wanted.seed)
+        p = Processing([[text] for text in wanted.prompt], cfg=wanted.cfg_scale, seeds=tuple(wanted.seed), euler=True,
+                       timesteps=tuple(torch.linspace(999, 0, wanted.steps + 1)[:-1].tolist()),
+                       size=(wanted.height // 8, wanted.width // 8))
+        self.painted.append(p)
+        if self.shared.state.interrupted:
+            return Processed(images=[], infotexts=[])
+        processed = self.run(p)
+        self.shared.state.nextjob()
+        return processed
+
     def run(self, p: Processing) -> Processed:
         self._scripts(p, "before_process")
         if p.loads is not None:
@@ -201,9 +271,11 @@ class Webui:
         return x
 
     def _pass(self, p: Processing, batch: int, size: tuple[int, int], start: Tensor | None = None) -> Tensor:
-        generator = torch.Generator().manual_seed(batch)
-        x = torch.randn(len(p.prompts), 4, *size, generator=generator)
+        x = torch.cat([torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed)) for seed in p.seeds]) \
+            if p.seeds else torch.randn(len(p.prompts), 4, *size, generator=torch.Generator().manual_seed(batch))
         x = x if start is None else x + nn.functional.interpolate(start, size)
+        if p.euler:
+            return self._euler(p, x)
         for step, timestep in enumerate(p.timesteps):
             if p.refiner is not None and step == 1:
                 self.shared.sd_model = p.refiner
@@ -211,10 +283,25 @@ class Webui:
                 x = x - 0.1 * self._evaluate(p, x, timestep - 0.25 * part)
         return x
 
+    def _euler(self, p: Processing, x: Tensor) -> Tensor:
+        sigmas = [*map(sigma_at, p.timesteps), 0.0]
+        x = x * sigmas[0]
+        try:
+            for i, timestep in enumerate(p.timesteps):
+                self.shared.state.sampling_step = i
+                eps = self._evaluate(p, x / (1 + sigmas[i] ** 2) ** 0.5, timestep)
+                x = x + (sigmas[i + 1] - sigmas[i]) * eps
+        except Interrupted:
+            pass
+        return x
+
     def _evaluate(self, p: Processing, x: Tensor, timestep: float) -> Tensor:
         """One evaluation of classifier-free guidance."""
-        cond = torch.cat([_embed(text, p.tokens[0]) for texts in p.prompts for text in texts])
-        uncond = torch.cat([_embed(0, p.tokens[1])] * len(x))
+        if self.shared.state.interrupted:
+            raise Interrupted
+        self.shared.state.seen.append((self.shared.state.textinfo, self.shared.state.job_no))
+        cond = torch.cat([self._embed(text, p.tokens[0]) for texts in p.prompts for text in texts])
+        uncond = torch.cat([self._embed("" if p.euler else 0, p.tokens[1])] * len(x))
         owners = [i for i, texts in enumerate(p.prompts) for _ in texts]
         x_cond = x[owners]
         sgm = getattr(self.shared.sd_model, "sgm", False)
@@ -231,11 +318,17 @@ class Webui:
         owners = owners if not self.forge else list(range(len(x))) * len(p.prompts[0])
         total = torch.zeros_like(x).index_add(0, torch.tensor(owners), torch.cat([out for out, kind in eps if kind]))
         uncond = next((out for out, kind in eps if not kind), total)
-        return uncond + 5 * (total - uncond)
+        return uncond + p.cfg * (total - uncond)
+
+    def _embed(self, text: int | str, tokens: int) -> Tensor:
+        if isinstance(text, int):
+            return _embed(text, tokens)
+        said = self.shared.sd_model.get_learned_conditioning([text])
+        return said["crossattn"] if isinstance(said, dict) else said
 
     def _forge_rows(self, p: Processing, x: Tensor, uncond: Tensor) -> list:
         """Unconditional rows first; of `a AND b` a chunk for every text."""
-        texts = [torch.cat([_embed(text, p.tokens[0]) for text in chunk]) for chunk in zip(*p.prompts, strict=True)]
+        texts = [torch.cat([self._embed(text, p.tokens[0]) for text in chunk]) for chunk in zip(*p.prompts, strict=True)]
         return [(x, uncond, False), *((x, text, True) for text in texts)]
 
     def _call(self, parts: list, timestep: float, tiles: int) -> list[Tensor]:
@@ -269,6 +362,13 @@ def sigma_at(timestep: float) -> float:
     return float(torch.lerp(levels[low], levels[min(low + 1, 999)], timestep - low).exp())
 
 
-def _embed(text: int, tokens: int) -> Tensor:
-    """A prompt as the text encoder gives it: [1, tokens, 768]."""
-    return torch.randn(1, tokens, 768, generator=torch.Generator().manual_seed(text))
+def _embed(text: int | str, tokens: int) -> Tensor:
+    """A prompt as the text encoder gives it: [1, tokens, 768]. A number is a prompt at random."""
+    if isinstance(text, int):
+        return _vector(text, tokens)
+    said = [_vector(zlib.crc32(word.encode()), 1) for word in text.replace(",", " ,").split()]
+    return torch.cat([*said, *[_vector(0, 1)] * (tokens - len(said))], 1)
+
+
+def _vector(seed: int, tokens: int) -> Tensor:
+    return torch.randn(1, tokens, 768, generator=torch.Generator().manual_seed(seed))

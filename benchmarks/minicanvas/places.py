@@ -45,9 +45,9 @@ def line_of(concept: str) -> str:
 def extension() -> SimpleNamespace:
     """The extension's modules as the host loads them."""
     sys.path.insert(0, str(COMFY / "custom_nodes"))
-    names = ("nodes.find", "nodes.patch", "nodes.measure", "nodes.painting", "nodes.training", "sae_models.table",
-             "sae_models.adapter", "sae_models.erasure", "sae_models.formats", "sae_models.hookpoint",
-             "sae_models.sae", "sae_models.learning.prompts")
+    names = ("nodes.patch", "nodes.painting", "sae_models.table", "sae_models.adapter", "sae_models.erasure",
+             "sae_models.formats", "sae_models.hookpoint", "sae_models.sae", "sae_models.learning.effects",
+             "sae_models.learning.lesson", "sae_models.learning.prompts", "sae_models.learning.search")
     return SimpleNamespace(**{name.split(".")[-1]: importlib.import_module(f"comfyui-saemnesia.{name}")
                               for name in names})
 
@@ -93,10 +93,10 @@ class Studio:
         """(what was searched for, {hookpoint: maps}) of one concept."""
         own = line_of(concept)
         others = "\n".join(line for line in SUBJECTS if line != own)
-        what = self.host.training.search(own, others, TEMPLATES, (), self.painting, self.pictures)
+        what = self.host.lesson.search(own, others, TEMPLATES, (), self.painting, self.pictures)
         places = {h.hookpoint: h for of in self.headers().values() for h in of}
         painter = self.host.painting.Painter(self.model, self.clip, self.painting)
-        maps = self.host.find._maps(painter, what, list(places.values()))
+        maps = self.host.search._maps(painter, what, list(places.values()))
         return what, dict(zip(places, maps, strict=True))
 
     def paint(self, model: Any, of: Task, seed: int = 5) -> torch.Tensor:
@@ -127,7 +127,7 @@ class Studio:
         """*removed* and *touched* of some erasures, on held-out prompts."""
         painter = self.host.painting.Painter(self.model, self.clip, self.painting)
         erasers = {i: model.get_attachment(self.host.patch.KEY).erasures for i, model in enumerate(erased)}
-        found = self.host.measure.effects(painter, erasers,
+        found = self.host.effects.effects(painter, erasers,
                                           *self.host.prompts.trial(0, what.lesson.held_out, what.lesson.prompts))
         return list(found.values())
 
@@ -145,7 +145,7 @@ class Studio:
         """(places, neurons a place, strength, the model with the concept erased so)."""
         for places, headers in self.headers().items():
             for n in NEURONS if len(headers) > 1 else NEURONS[:1]:
-                own = [self.host.find.finding.own_neurons(maps[h.hookpoint], what.wanted, self.host.find.WEIGHTS, n)
+                own = [self.host.search.finding.own_neurons(maps[h.hookpoint], what.wanted, self.host.search.WEIGHTS, n)
                        for h in headers]
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / "found.safetensors"

@@ -1,15 +1,21 @@
-"""Words that someone wants gone, as something to learn: what they are told from, and the prompts that say them.
+"""Words that someone wants gone, as something to learn: what they are told from, the prompts that say them, and what is
+said of what was found.
 
 A word is told from common ones: those that the model's own text encoder finds most like it, because they are what it
 would be mistaken for, and some others, because they are what else is painted.
 """
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
 
-from .prompts import Subject, default_templates
+from ..adapter import LoadedSae
+from .lesson import Search, search_for
+from .measuring import in_words
+from .painting import Painter, Painting
+from .prompts import Subject, default_templates, parse_subjects
 
 COMMON = {
     "object": (
@@ -29,6 +35,14 @@ COMMON = {
 NEAR, OTHERS = 8, 12
 """How many of the most alike, and of all others, a word is told from."""
 BESIDE = "{object} and {object}"
+SIDES = {"sd15": 512}
+SIDE = 768
+"""Pixels of the pictures that are painted, unless they are given: enough to learn a word from."""
+STEPS, AT_ONCE = 12, 4
+PICTURES, MORE = 32, 16
+"""Pictures painted to find a word, and beside for each more that is found in the same run."""
+WEAK = 0.5
+"""Share that is removed below which the report says what to do."""
 
 
 def subject(word: str) -> Subject:
@@ -69,3 +83,49 @@ def _likeness(wanted: Sequence[str], words: Sequence[str], vectors: Callable[[Se
 def templates(subjects: Sequence[Subject]) -> str:
     """Prompts that say each subject alone and beside another one."""
     return f"{default_templates(subjects)}\n{BESIDE}"
+
+
+def painting(family: str, side: int = 0, cfg: float = Painting.cfg, sampler: str = Painting.sampler,
+             scheduler: str = Painting.scheduler) -> Painting:
+    """How pictures are painted to find words; side: of them in pixels, 0 for what suits the model's family."""
+    side = side or SIDES.get(family, SIDE)
+    return Painting(side, side, STEPS, cfg, sampler, scheduler, batch=AT_ONCE)
+
+
+def file_name(checkpoint: str, fingerprint: str) -> str:
+    """Of the file that keeps what was found on a model, in every host: by the checkpoint's name, and by the model's
+    fingerprint.
+
+    >>> file_name("sd/Photo v2.safetensors", "0123456789abcdef")
+    'Photo v2 01234567'
+    """
+    plain = re.sub(r"[^\w. -]", "-", PurePath(checkpoint.replace("\\", "/")).stem)
+    return f"{plain} {fingerprint[:8]}"
+
+
+def missing(out: Path, names: Sequence[str]) -> list[str]:
+    """Those of the words that the file does not have; all of them where it is not there yet."""
+    known = {concept.name.casefold() for concept in LoadedSae.read(out.name, out).concepts} if out.exists() else set()
+    return [name for name in names if name.casefold() not in known]
+
+
+def search(names: Sequence[str], also: str, painter: Painter, pictures: int = PICTURES) -> Search:
+    """What to paint to find words; also: more things to tell them from, as a user lists them.
+
+    Raises SaeError for a word or list that cannot be read.
+    """
+    wanted = [subject(name) for name in names]
+    added = parse_subjects(also) if also.strip() else []
+    others = [*added, *told_from([*wanted, *added], painter.vectors)]
+    return search_for(wanted, others, templates([*wanted, *others]), painter.painting,
+                      pictures + MORE * (len(wanted) - 1))
+
+
+def report(sae: LoadedSae, name: str, seconds: Mapping[str, float]) -> str:
+    """What erasing a word does, and whether it was found just now; seconds: by name in lower case, of those."""
+    concept = sae.find(name)
+    measured = concept.measured or {}
+    when = f", found in {seconds[name.casefold()]:.0f} s" if name.casefold() in seconds else ""
+    weak = "; this is little: say it in other words, or paint more pictures" if (
+        measured.get("removed", 1.0) < WEAK) else ""
+    return f"{concept.name}: {in_words(**measured)}{when}{weak}"

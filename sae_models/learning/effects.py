@@ -1,17 +1,16 @@
-"""How much of a concept an eraser removes from the user's own model, and how much else it touches: `measuring` in the
-host, on pictures it did not learn from, through all of sampling."""
+"""How much of a concept an eraser removes from the user's own model, and how much else it touches: `measuring` on
+pictures it did not learn from, through all of sampling."""
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 
-from ..sae_models.adapter import Block
-from ..sae_models.erasure import Edit, Erasure
-from ..sae_models.learning.measuring import Effect
-from ..sae_models.table import Table
+from ..adapter import Block
+from ..erasure import Edit, Erasure
+from ..table import Table
 from .collect import HELD_OUT
-from .painting import Painter, Step
-from .taps import Tap
+from .measuring import Effect
+from .painting import Painter, Step, Tap
 
 STEPS = 6
 """Steps of a picture at which is measured, evenly over sampling."""

@@ -5,22 +5,17 @@ the same call is made once more with one concept of each prompt left out: what d
 every second chunk the prompts are dealt anew at that point, because an erased picture looks like that: the prompt says
 cat and the canvas shows none.
 """
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
 
-from ..sae_models import hookpoint
-from ..sae_models.adapter import Block
-from ..sae_models.errors import SaeError
-from ..sae_models.learning.maps import Maps
-from ..sae_models.learning.prompts import Prompt
+from ..adapter import Block
+from ..errors import SaeError
+from .maps import Maps
 from .painting import Painter, Step
-from .patch import KEY
+from .prompts import Prompt
 
 HELD_OUT = 1_000_000
 """Chunks from this number on are never mixed: what a trained SAE is judged on."""
@@ -34,13 +29,6 @@ class Collector:
     n_concepts: int
     blocks: Sequence[Block]
     tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for block in self.blocks:
-            hookpoint.find(self.painter.model.model.diffusion_model, block.hookpoint)
-        if self.painter.model.get_attachment(KEY):
-            raise SaeError("this model already has a SAEmnesia Erase node: train on the model as it comes from the "
-                           "checkpoint or LoRA")
 
     def chunk(self, number: int) -> dict[Block, Maps]:
         """Every block's maps of one batch of pictures; the same number gives the same maps."""
@@ -95,7 +83,8 @@ class _Recorder:
         step.predict(texts, {block: partial(look, block) for block in self.outputs})
         missing = [block.hookpoint for block in self.outputs if block not in seen]
         if missing:
-            raise SaeError(f"the model never ran {missing[0]}: another node replaces or skips it; remove that node")
+            raise SaeError(f"the model never ran {missing[0]}: another node or "
+                           f"extension replaces or skips it; switch that off")
         return {block: output.flatten(2).mT if output.ndim == 4 else output for block, output in seen.items()}
 
     def _kept(self, *pair: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -111,30 +100,3 @@ class _Recorder:
             labels = [torch.cat(column).clone() for column in zip(*self.labels, strict=True)]
             return {block: Maps(*(torch.cat(column).clone() for column in zip(*parts, strict=True)), *labels)
                     for block, parts in self.outputs.items()}
-
-
-def fingerprint(model: ModelPatcher) -> str:
-    """Of the UNet's weights as they come from the checkpoint, and of the LoRAs on them: another for another model."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.model.diffusion_model.state_dict().items()):
-        original = model.backup.get(f"diffusion_model.{name}")  # where a LoRA is merged into the loaded weights
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(_some(value if original is None else original.weight))
-    for name, patches in sorted(model.patches.items()):
-        for strength, patch, *_ in patches:
-            digest.update(f"{name} {strength}".encode())
-            digest.update(b"".join(map(_some, _tensors(patch))))
-    return digest.hexdigest()[:16]
-
-
-def _some(value: torch.Tensor) -> bytes:
-    return value.flatten()[:64].float().cpu().numpy().tobytes()
-
-
-def _tensors(patch: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a patch: a tuple, or one of the host's adapters, which keeps them in `weights`."""
-    for part in getattr(patch, "weights", patch) if not isinstance(patch, torch.Tensor) else (patch,):
-        if isinstance(part, torch.Tensor):
-            yield part
-        elif isinstance(part, list | tuple):
-            yield from _tensors(part)

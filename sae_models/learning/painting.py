@@ -1,0 +1,70 @@
+"""What a host does to learn from: it paints with its own sampler, and lets us look at some of the steps.
+
+At a step that is to be kept, `look` gets a `Step`: the noisy pictures as they are, and the model, to ask what it
+predicts for other prompts. `nodes/painting.py` and `saemnesia_webui/painting.py` do this for the hosts.
+"""
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Generator, Tensor
+
+from ..adapter import Block
+from ..errors import SaeError
+
+Tap = Callable[[Tensor, Tensor | None], Tensor]
+"""tap(a place's output, its block's input or None): what goes on in its place."""
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How the pictures are painted. batch: pictures at once; steps_kept: of each picture's steps."""
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg: float = 7.0
+    sampler: str = "euler"
+    scheduler: str = "normal"
+    negative: str = ""
+    batch: int = 8
+    steps_kept: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps_kept <= self.steps:
+            raise SaeError(f"expected steps kept of a picture in 1..{self.steps} (its steps), got {self.steps_kept}")
+        if self.batch < 1:
+            raise SaeError(f"expected at least 1 picture at once, got {self.batch}")
+
+
+class Step(Protocol):
+    """One step of n pictures; t [n]: their noise level, which is `sigma`."""
+    t: Tensor
+
+    @property
+    def sigma(self) -> float: ...
+
+    def predict(self, texts: Sequence[str], taps: Mapping[Block, Tap] | None = None) -> Tensor:
+        """The pictures [n, ...] that the model predicts with these n prompts; what is the same in all of a step's
+        predictions may be left out, because only what differs counts."""
+
+
+class Painter(Protocol):
+    """Paints with a loaded model."""
+    painting: Painting
+
+    def identity(self) -> str:
+        """Another for another model, LoRA or text encoder."""
+
+    def vectors(self, texts: Sequence[str]) -> Tensor:
+        """What the text encoder makes of texts: [n, d]."""
+
+    def paint(self, texts: Sequence[str], generator: Generator, kept: Collection[int],
+              look: Callable[[Step], None]) -> Any:
+        """One batch; `look` is called before the model at each kept step.
+
+        Raises SaeError when the sampler leaves one of them out.
+        """
+
+    def skip(self) -> None:
+        """Count a batch that need not be painted again as painted."""

@@ -1,0 +1,105 @@
+"""A concept found on a model that a host has loaded: painted, fitted at every place, measured, written.
+
+The host gives a `Painter`; all else is the same in every host.
+"""
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from .. import table
+from ..adapter import Block
+from ..errors import SaeError
+from ..formats import Header
+from ..table import Table
+from . import effects, finding
+from .collect import Collector
+from .lesson import Search
+from .losses import Weights
+from .maps import Maps, joined
+from .measuring import NEURONS, fewest_neurons
+from .painting import Painter
+from .prompts import trial
+
+TOKENS = 256
+"""Of a map that are kept: enough, where a picture has thousands."""
+DEAF = 1e-6
+"""Share of a place's output below which words make no difference to it."""
+WEIGHTS = Weights(push=0.0)
+"""What the words add; how much further removes most is measured on the model."""
+log = logging.getLogger("saemnesia")
+
+
+def found(painter: Painter, what: Search, out: Path, headers: Sequence[Header], numbers: Sequence[int] = NEURONS,
+          there: Callable[[Sequence[Maps]], dict[int, list[Table]]] | None = None) -> list[str]:
+    """Paint, find the wanted concepts, measure them and write them: a sentence each. Interrupted, and begun again with
+    the same settings, it goes on where it was. numbers: of neurons a concept and place that are tried; there: makes the
+    tables of neurons that are there, which carry no more than they do, in place of new ones.
+
+    Raises SaeError when words make no difference to the model.
+    """
+    headers, maps = _heard(headers, _maps(painter, what, headers))
+    tables, blocks = (there(maps) if there else own_tables(maps, what, numbers)), [Block.of(h) for h in headers]
+    chosen = [_chosen(painter, what, blocks, tables, i, not there) for i in range(len(what.wanted))]
+    for parts, _ in chosen:
+        table.add(out, list(zip(headers, parts, strict=True)))
+    _painted.clear()
+    return [words for _, words in chosen]
+
+
+_painted: dict[str, dict[int, dict[Block, Maps]]] = {}
+"""The chunks of the run that was begun last and not ended, by what it is."""
+
+
+def _maps(painter: Painter, what: Search, headers: Sequence[Header]) -> list[Maps]:
+    lesson, blocks = what.lesson, [Block.of(header) for header in headers]
+    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS)
+    run = f"{painter.identity()} {lesson} {blocks}"
+    if run not in _painted:
+        _painted.clear()
+    chunks = _painted.setdefault(run, {})
+    at = f"painting {lesson.pictures} pictures to learn from" if not chunks else \
+        f"going on at picture {len(chunks) * lesson.painting.batch + 1} of {lesson.pictures}"
+    log.info("SAEmnesia: %s", at)
+    for i in range(lesson.chunks):
+        if i not in chunks:
+            chunks[i] = collector.chunk(i)
+        else:
+            painter.skip()
+    return [joined([chunks[i][block] for i in range(lesson.chunks)]) for block in blocks]
+
+
+def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header], list[Maps]]:
+    """The places that hear the prompt at all.
+
+    Raises SaeError when none does.
+    """
+    heard = [(header, part) for header, part in zip(headers, maps, strict=True) if part.heard() > DEAF]
+    if not heard:
+        raise SaeError("the words make no difference to this model: it paints the same with and without them; check "
+                       "that model and clip belong together")
+    return [header for header, _ in heard], [part for _, part in heard]
+
+
+def own_tables(maps: Sequence[Maps], what: Search, numbers: Sequence[int]) -> dict[int, list[Table]]:
+    """{neurons a concept and place: every place's rows}, fitted to the maps."""
+    with torch.inference_mode(False), torch.no_grad():
+        return {n: [finding.own_neurons(part, what.wanted, WEIGHTS, n) for part in maps] for n in numbers}
+
+
+def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],
+            number: int, own: bool) -> tuple[list[Table], str]:
+    """Every place's rows of one wanted concept, as many as it needs and as far as removes most, and what they do, in
+    words. Other pictures than those that say how many and how far decide whether to go that far, and what it does."""
+    name, trials = what.wanted[number].name, trial(number, what.lesson.held_out, what.lesson.prompts)
+    rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
+    tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
+    n = fewest_neurons({n: effect.scaled() for n, effect in tried.items()} if own else tried)
+    ways = {scale: [table.scaled(part, scale) for part in rows[n]] for scale in {1.0, tried[n].scale if own else 1.0}}
+    checked = effects.effects(painter, {scale: effects.ablating(blocks, parts) for scale, parts in ways.items()},
+                              *trials, batch=1)
+    scale = max(checked, key=lambda scale: checked[scale].gain)
+    places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
+    words = f"{name}: {checked[scale].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
+    return [table.measured(part, checked[scale].shares) for part in ways[scale]], words

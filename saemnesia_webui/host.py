@@ -1,0 +1,101 @@
+"""What we ask of the host to paint with it: its checkpoint, prompt encoder, sampler, queue and progress."""
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from modules import devices, extra_networks, processing, prompt_parser, sd_models, shared
+from modules.call_queue import queue_lock
+
+from sae_models import SaeError
+from sae_models.learning.painting import Painting
+
+SAMPLER = "Euler"
+JOB = "SAEmnesia"
+
+
+class Stopped(SaeError):
+    """The host was told to interrupt."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped: nothing was written; asked for again, it goes on where it was")
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """One of the host's jobs: after those that wait before it, and shown and interrupted as they are."""
+    with queue_lock:
+        shared.state.begin(job=JOB)
+        try:
+            yield
+        finally:
+            shared.state.end()
+
+
+def stop() -> None:
+    """Interrupt our job, and no other."""
+    if shared.state.job == JOB:
+        shared.state.interrupt()
+
+
+def check_stopped() -> None:
+    """Raises Stopped after an interrupt."""
+    if shared.state.interrupted or shared.state.skipped:
+        raise Stopped
+
+
+def model() -> Any:
+    """The checkpoint that is chosen, without the LoRAs of the last picture. Forge loads it only now.
+
+    Raises SaeError when there is none.
+    """
+    try:
+        if hasattr(sd_models, "forge_model_reload"):
+            sd_models.forge_model_reload()
+        loaded = shared.sd_model
+        if loaded is None:
+            raise ValueError("none is chosen")
+    except Exception as error:
+        raise SaeError(f"no checkpoint is loaded ({error}): choose one at the top of the page") from error
+    with torch.no_grad(), devices.autocast():
+        extra_networks.activate(processing.StableDiffusionProcessingTxt2Img(), {})
+    if hasattr(loaded, "set_clip_skip"):
+        loaded.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
+    return loaded
+
+
+def checkpoint_name() -> str:
+    """The file that the loaded checkpoint came from."""
+    return getattr(getattr(shared.sd_model, "sd_checkpoint_info", None), "filename", "") or "words"
+
+
+def encode(texts: Sequence[str], painting: Painting) -> dict[str, torch.Tensor]:
+    """Prompts as the UNet is told them: {"crossattn": [n, length, width]}, and for SDXL "vector" [n, d]."""
+    said = prompt_parser.SdConditioning(list(texts), width=painting.width, height=painting.height)
+    with torch.no_grad(), devices.autocast():
+        read = shared.sd_model.get_learned_conditioning(said)
+    return dict(read) if isinstance(read, dict) else {"crossattn": read}
+
+
+def expect(batches: int) -> None:
+    """How many more batches the host's progress bar is to reckon with."""
+    shared.state.job_count = batches
+
+
+def say(text: str) -> None:
+    """Show a line beside the host's progress bar."""
+    shared.state.textinfo = text
+
+
+def skip_batch() -> None:
+    shared.state.nextjob()
+
+
+def paint(texts: Sequence[str], seeds: Sequence[int], painting: Painting) -> None:
+    """One batch of pictures with the host's own sampler, without any script; nothing of it is saved."""
+    with closing(processing.StableDiffusionProcessingTxt2Img(
+            prompt=list(texts), negative_prompt=painting.negative, seed=list(seeds), batch_size=len(texts),
+            steps=painting.steps, cfg_scale=painting.cfg, width=painting.width, height=painting.height,
+            sampler_name=SAMPLER, restore_faces=False, tiling=False, do_not_save_samples=True, do_not_save_grid=True,
+            do_not_reload_embeddings=True)) as p:
+        processing.process_images(p)

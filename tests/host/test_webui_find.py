@@ -1,0 +1,223 @@
+"""*Find a concept* in A1111 and Forge without a host: their sampler, prompt encoder, queue and progress are those of the
+stand-in (fake_webui.py), the UNet is the real one of `ldm`, or the one of ComfyUI from which Forge's comes."""
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from canvas_graphs import erase, graph, latents
+from fake_webui import Webui, sd_model
+from host_graphs import node
+from small_model import NAME, UNET_CONFIG
+from webui_model import UNET, random_unet
+
+from sae_models import SaeError, hookpoint, read_headers
+from tools.comfy_host import COMFY
+
+from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
+import comfy.ops  # isort: skip
+
+SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
+WISH = {"words": "cat", "pictures": 8, "side": 64, "cfg": 2.0}
+CAT = {"prompts": [["a photo of cat"]]}
+
+
+def comfy_unet(**changes) -> torch.nn.Module:
+    unet = comfy_models.UNetModel(**UNET_CONFIG | changes, operations=comfy.ops.disable_weight_init)
+    return comfy_models.initialised(unet).eval().requires_grad_(False)
+
+
+def host_of(models: Path, kind: str) -> Webui:
+    torch.manual_seed(0)
+    forge, sizes = kind == "forge", {name: SMALL[name] for name in ("model_channels", "channel_mult", "num_heads")}
+    unet = comfy_unet(**sizes) if forge else random_unet(SMALL)
+    return Webui(models, sd_model(unet, forge=forge, sgm=kind == "sdxl"), forge=forge)
+
+
+@pytest.fixture(params=["a1111", "sdxl", "forge"])
+def webui(request, tmp_path) -> Iterator[Webui]:
+    with host_of(tmp_path, request.param).installed() as host:
+        yield host
+
+
+@pytest.fixture
+def a1111(tmp_path) -> Iterator[Webui]:
+    with host_of(tmp_path, "a1111").installed() as host:
+        yield host
+
+
+def unet_of(host: Webui) -> torch.nn.Module:
+    model = host.shared.sd_model
+    return (model.forge_objects.unet.model if host.forge else model.model).diffusion_model
+
+
+def hooks(host: Webui) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet_of(host).modules())
+
+
+def find(host: Webui, **changes):
+    from saemnesia_webui.find import Wish
+    return host.module.FINDER.find(Wish(**WISH | changes))
+
+
+def files(host: Webui) -> list[str]:
+    return sorted(path.name for path in (host.models / "sae").glob("*"))
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+
+
+def test_a_word_is_found_at_every_cross_attention_and_erased_from_then_on(webui):
+    plain = webui.generate(False, **CAT)
+    found = find(webui)
+    assert found.said[0].startswith("cat: ") and "% removed" in found.said[0] and "found in" in found.said[0]
+    assert files(webui) == [found.file] and found.file.startswith("small v1 ")
+    headers = read_headers(webui.models / "sae" / found.file)
+    assert [header.hookpoint for header in headers] == list(hookpoint.cross_attentions(unet_of(webui)))
+    [concept] = headers[0].concepts
+    assert headers[0].base == "sd15" and concept.name == "cat" and concept.measured["removed"] > 0.5
+    assert same(webui.generate(False, **CAT), plain) and hooks(webui) == 0
+    erased = webui.generate({"sae": found.file, "concepts": "cat"}, **CAT)
+    assert not same(erased, plain) and webui.errors == []
+
+
+def test_a_known_word_is_not_painted_again_and_a_new_one_joins_the_file(a1111):
+    first = find(a1111)
+    batches = len(a1111.painted)
+    again = find(a1111, words="CAT:0.5")
+    assert (again.file, again.seconds, len(a1111.painted)) == (first.file, 0.0, batches)
+    both = find(a1111, words="cat, watercolor style")
+    assert len(a1111.painted) > batches and both.file == first.file
+    assert "found in" not in both.said[0] and "found in" in both.said[1]
+    assert [(c.name, c.kind) for c in read_headers(a1111.models / "sae" / both.file)[0].concepts] == [
+        ("cat", "object"), ("watercolor style", "style")]
+
+
+def test_the_hosts_progress_bar_counts_all_batches_and_says_what_is_done(a1111):
+    find(a1111)
+    seen = a1111.shared.state.seen
+    assert max(number for _, number in seen) == len(a1111.painted) - 1
+    assert seen[0][0].startswith("painting to learn from: step 1 of 48, about ")
+    assert seen[-1][0] == "painting to learn from: step 48 of 48, about 0 s left"
+    assert a1111.shared.state.job == ""
+
+
+def interrupting(host: Webui, calls: int) -> None:
+    """Press *Interrupt* in the so-manieth call of the UNet from now on."""
+    left = [calls]
+
+    def spy(sigma: float, conditional: torch.Tensor) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            host.shared.state.interrupt()
+    host.spy = spy
+
+
+@pytest.mark.parametrize("calls", [1, 18, 40])
+def test_interrupted_it_leaves_no_file_and_goes_on_where_it_was(a1111, calls):
+    interrupting(a1111, calls)
+    with pytest.raises(SaeError, match="stopped: nothing was written"):
+        find(a1111)
+    assert files(a1111) == [] and hooks(a1111) == 0 and a1111.shared.state.job == ""
+    batches = len(a1111.painted)
+    found = find(a1111)
+    assert files(a1111) == [found.file] and len(a1111.painted) == 4 + (batches if calls < 13 else batches - calls // 12)
+
+
+def test_what_was_armed_before_is_not_erased_from_what_it_learns(a1111):
+    whole = find(a1111).as_json()["concepts"]
+    (a1111.models / "sae" / files(a1111)[0]).rename(a1111.models / "sae" / "cat.safetensors")
+    a1111.module.ERASER.job = a1111.module.Job.prepare(
+        a1111.module.settings.read([{"sae": "cat.safetensors", "concepts": "cat"}]), a1111.models)
+    assert find(a1111).as_json()["concepts"] == whole
+
+
+def test_two_searches_wait_for_each_other(a1111):
+    said = []
+    searches = [threading.Thread(target=lambda: said.append(find(a1111).seconds)) for _ in range(2)]
+    for search in searches:
+        search.start()
+    for search in searches:
+        search.join()
+    assert min(said) == 0 < max(said) and len(files(a1111)) == 1
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"words": ""}, "no concept is chosen"), ({"words": "cat, Cat"}, "listed twice"),
+    ({"words": "cat:much"}, "is not a strength"), ({"told_from": "dog (animal"}, "cannot read the concept"),
+    ({"pictures": 1}, "expected at least 4 pictures"), ({"side": 13}, "a multiple of 8"),
+])
+def test_a_slip_is_one_sentence_before_anything_is_painted(a1111, changes, says):
+    with pytest.raises(SaeError, match=says):
+        find(a1111, **changes)
+    assert not a1111.painted and files(a1111) == [] and a1111.shared.state.job == ""
+
+
+@pytest.mark.parametrize(("model", "says"), [
+    (None, "no checkpoint is loaded .*choose one at the top of the page"),
+    (SimpleNamespace(), "cannot find the UNet of this model"),
+    (sd_model(torch.nn.Linear(2, 2)), "this model is a Linear, and only UNets can be learned"),
+])
+def test_without_a_model_to_learn_from_it_says_so(a1111, model, says):
+    a1111.shared.sd_model = model
+    with pytest.raises(SaeError, match=says):
+        find(a1111)
+    assert not a1111.painted and a1111.shared.state.job == ""
+
+
+def test_a_replaced_unet_is_refused(a1111, monkeypatch):
+    monkeypatch.setattr(type(unet_of(a1111)), "forward", lambda self, x, *a, **k: x)
+    with pytest.raises(SaeError, match="the model never ran .*attn2: another node or extension replaces"):
+        find(a1111)
+    assert files(a1111) == [] and hooks(a1111) == 0
+
+
+def test_a_lora_that_still_lies_on_the_weights_is_not_part_of_the_files_name(webui):
+    name = find(webui).file
+    unet, layer = unet_of(webui), hookpoint.find(unet_of(webui), list(hookpoint.cross_attentions(unet_of(webui)))[0]).to_v
+    before = layer.weight.detach().clone()
+    if webui.forge:
+        key = next(name for name, module in unet.named_modules() if module is layer)
+        webui.shared.sd_model.forge_objects.unet.backup = {f"diffusion_model.{key}.weight": before}
+    else:
+        layer.network_weights_backup = before
+    layer.weight += 1
+    assert find(webui).file == name
+
+
+# --- in ComfyUI ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(host) -> SimpleNamespace:
+    """ComfyUI's small checkpoint as a web UI would have loaded it."""
+    import comfy.sd
+    model, clip, *_ = comfy.sd.load_checkpoint_guess_config(
+        str(COMFY / "models" / "checkpoints" / NAME), output_vae=False)
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts]).float()
+    loaded = sd_model(model.model.diffusion_model.float(), forge=True, encode=encode)
+    loaded.sd_checkpoint_info.filename = NAME
+    return loaded
+
+
+def test_the_file_is_the_one_that_comfyui_would_make_and_erases_there_at_once(host, checkpoint, tmp_path):
+    with Webui(tmp_path, checkpoint, forge=True).installed() as webui:
+        found = find(webui)
+    there = COMFY / "models" / "sae" / found.file
+    there.write_bytes((tmp_path / "sae" / found.file).read_bytes())
+    try:
+        plain, made = latents(host, graph("a cat, noto style")), graph("a cat, noto style")
+        made["words"] = node("SAEmnesiaEraseWords", model=["checkpoint", 0], clip=["checkpoint", 1], words="cat",
+                             told_from="", pictures=8, side=64, cfg=2.0)
+        made["sampler"]["inputs"]["model"] = ["words", 0]
+        assert host.run(made).history["outputs"]["words"]["text"] == [found.said[0].partition(", found in")[0]]
+        assert not torch.equal(latents(host, made), plain)
+        assert torch.equal(latents(host, made), latents(host, erase(graph("a cat, noto style"), "cat", sae=found.file)))
+    finally:
+        there.unlink()
