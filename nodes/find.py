@@ -15,7 +15,7 @@ from ..sae_models.learning import finding
 from ..sae_models.learning.losses import Weights
 from ..sae_models.learning.maps import Maps, joined
 from ..sae_models.learning.measuring import NEURONS, fewest_neurons
-from ..sae_models.learning.prompts import trial
+from ..sae_models.learning.prompts import trial, understood
 from ..sae_models.sae import SaeConfig
 from ..sae_models.table import Table
 from . import files, measure, patch, training
@@ -126,7 +126,7 @@ def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Hea
         if sae is None:
             raise SaeError(f"'{how}' are those of an SAE, and none is wired in: load one with SAEmnesia Load SAE, or "
                            f"choose '{OWN}'")
-        return [sae.header]
+        return [sae.at(names).header]
     return places(model, names)
 
 
@@ -145,7 +145,9 @@ def studio(model: Any, clip: Any, what: training.Search, node: str | None) -> Pa
     """Paints all the pictures, and shows how far it is."""
     batches = what.lesson.chunks + 2 * len(what.wanted)
     steps = batches * what.lesson.painting.steps
-    return Painter(model, clip, what.lesson.painting, Progress(model, steps, node))
+    about = understood(what.wanted)
+    log.info("SAEmnesia: understood as %s", about)
+    return Painter(model, clip, what.lesson.painting, Progress(model, steps, node, about))
 
 
 _painted: dict[str, dict[int, dict[Block, Maps]]] = {}

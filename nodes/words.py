@@ -43,7 +43,7 @@ class EraseWords(io.ComfyNode):
                 io.String.Input("words", multiline=True, default="", tooltip=(
                     "What shall not be painted, for example: cat, text:0.8, van gogh style. A number after a colon is "
                     "the strength: 1 (or no number) erases fully, 0 changes nothing. End a style with the word "
-                    "'style'.")),
+                    "'style', or write it as: Van Gogh (style).")),
                 io.String.Input("told_from", multiline=True, default="", tooltip=(
                     "More things that look like it and must stay, for example: fox, wolf. Common things are thought of "
                     "without it.")),
@@ -64,8 +64,7 @@ class EraseWords(io.ComfyNode):
         choices = parse(words)
         painting = Painting(*_size(model, side), STEPS, cfg, batch=AT_ONCE)
         out = files.new_path(_file_name(model, cls.hidden))
-        seconds = _find_missing(model, clip, [choice.name for choice in choices], told_from, painting, pictures, out,
-                                cls.hidden.unique_id)
+        seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden.unique_id)
         sae = files.load(out.name)
         report = "\n".join(_said(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
@@ -93,23 +92,21 @@ def _checkpoints(prompt: dict, node: str) -> list[str]:
     return named or (_checkpoints(prompt, str(link[0])) if isinstance(link, list) else [])
 
 
-def _find_missing(model: Any, clip: Any, names: Sequence[str], told_from: str, painting: Painting, pictures: int,
-                  out: Path, node: str | None) -> dict[str, float]:
+def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Painting, pictures: int, out: Path,
+                  node: str | None) -> dict[str, float]:
     """Find the words that the file does not have; {name in lower case: seconds} of those."""
-    known = {concept.name.casefold() for concept in LoadedSae.read(out.name, out).concepts} if out.exists() else set()
-    missing = [name for name in names if name.casefold() not in known]
-    if not missing:
+    wanted = words.missing(text, LoadedSae.read(out.name, out).concepts if out.exists() else ())
+    if not wanted:
         return {}
     began = time.monotonic()
     model = patch.without_edits(model)
-    wanted = [words.subject(name) for name in missing]
     added = parse_subjects(told_from) if told_from.strip() else []
     others = [*added, *words.told_from([*wanted, *added], _vectors(Painter(model, clip, painting)))]
     what = training.search_for(wanted, others, words.templates([*wanted, *others]), painting,
                                pictures + MORE * (len(wanted) - 1))
     find.found(find.studio(model, clip, what, node), what, out, find.places(model),
                lambda maps: find.own_tables(maps, what, NEURONS))
-    return dict.fromkeys((name.casefold() for name in missing), time.monotonic() - began)
+    return dict.fromkeys((subject.name.casefold() for subject in wanted), time.monotonic() - began)
 
 
 def _vectors(painter: Painter) -> Callable[[Sequence[str]], torch.Tensor]:

@@ -3,13 +3,13 @@
 A word is told from common ones: those that the model's own text encoder finds most like it, because they are what it
 would be mistaken for, and some others, because they are what else is painted.
 """
-import re
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .prompts import Subject, default_templates
+from ..concepts import Concept, parse
+from .prompts import Subject, default_templates, refuse_two_readings, subject
 
 COMMON = {
     "object": (
@@ -31,14 +31,17 @@ NEAR, OTHERS = 8, 12
 BESIDE = "{object} and {object}"
 
 
-def subject(word: str) -> Subject:
-    """A word as someone types it; brackets in it are meant as such, not as the host's sign for emphasis.
+def missing(text: str, known: Sequence[Concept]) -> list[Subject]:
+    """What a text such as `cat, van gogh (style):0.8` asks for and is not known, or known as another kind.
 
-    >>> subject("saber_(fate)").said
-    'saber_\\\\(fate\\\\)'
+    Raises SaeError as `parse` does, and for words that cannot be found as they are written.
     """
-    said = re.sub(r"\\?([()])", r"\\\1", word)
-    return Subject(word, "style" if word.casefold().endswith("style") else "object", said)
+    kinds = {concept.name.casefold(): concept.kind for concept in known}
+    new = [choice for choice in parse(text)
+           if choice.name.casefold() not in kinds or choice.kind not in ("", kinds[choice.name.casefold()])]
+    if new:
+        refuse_two_readings(text)
+    return [subject(choice.name, choice.kind) for choice in new]
 
 
 def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tensor]) -> list[Subject]:
@@ -46,9 +49,9 @@ def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tens
 
     vectors: what the model's text encoder makes of texts, [n, d].
     """
-    names = {subject.name.casefold() for subject in wanted}
+    names = {one.name.casefold() for one in wanted}
     chosen: list[Subject] = []
-    for kind in sorted({"object", *(subject.kind for subject in wanted)} & COMMON.keys()):
+    for kind in sorted({"object", *(one.kind for one in wanted)} & COMMON.keys()):
         words = [word for word in COMMON[kind] if word not in names]
         like = _likeness([s.said for s in wanted if s.kind == kind], words, vectors)
         near = like.argsort(descending=True)[:NEAR].tolist()
