@@ -20,9 +20,9 @@ KINDS = ("object", "style")
 RESERVED = ",:#\n"
 """What the name of a concept in a file cannot have."""
 LINE_BREAKS = "\n\v\f\r\x1c-\x1e\x85\u2028\u2029"
-SEPARATOR = re.compile(f"[,{LINE_BREAKS}]|;(?=[ \\t])")
-DECIMAL_COMMA = re.compile(rf"(:[ \t]*[+-]?[0-9]+),(?=[0-9]+[ \t]*(?:[,;{LINE_BREAKS}]|\Z))")
-NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+SEPARATOR = f"[,{LINE_BREAKS}]|;(?=[ \\t])"
+DECIMAL_COMMA = rf"(:[ \t]*[+-]?[0-9]+),(?=[0-9]+[ \t]*(?:[,;{LINE_BREAKS}]|\Z))"
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 UNSEEN = ("Cc", "Cs")
 EDGE = 1e-4
 NEVER = 60_000.0
@@ -67,7 +67,7 @@ def parse(text: str) -> list[Choice]:
     Raises SaeError for an empty list, a strength that is no finite number, a name that cannot be seen whole, and one
     given twice.
     """
-    choices = [_parse_item(item) for item in items(DECIMAL_COMMA.sub(r"\1.", text))]
+    choices = [_parse_item(item) for item in items(with_points(text))]
     if not choices:
         raise SaeError("no concept is chosen: tick one, or write for example 'cat' or 'cat:0.8, dog'")
     refuse_twice([choice.name for choice in choices])
@@ -76,7 +76,17 @@ def parse(text: str) -> list[Choice]:
 
 def items(text: str) -> list[str]:
     """What stands between separators, without space at its edges; nothing where nothing stands."""
-    return [item for item in map(str.strip, SEPARATOR.split(text)) if item]
+    return [item for item in map(str.strip, re.split(SEPARATOR, text)) if item]
+
+
+def with_points(text: str) -> str:
+    """`text` with a point where a strength has a decimal comma: `cat:0,5` is `cat:0.5`."""
+    return re.sub(DECIMAL_COMMA, r"\1.", text)
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a finite number in digits."""
+    return bool(re.fullmatch(NUMBER, text)) and math.isfinite(float(text))
 
 
 def split_kind(text: str) -> tuple[str, str]:
@@ -115,15 +125,14 @@ def _parse_item(item: str) -> Choice:
         raise SaeError(f"'{item}' has no concept name: write for example 'cat:0.8'")
     if not colon:
         return Choice(name, None, kind)
-    strength = float(number) if NUMBER.fullmatch(number) else math.nan
-    if not math.isfinite(strength):
+    if not is_number(number):
         raise SaeError(_no_strength(item, name, number))
-    return Choice(name, strength, kind)
+    return Choice(name, float(number), kind)
 
 
 def _no_strength(item: str, name: str, number: str) -> str:
     plain, what = re.sub(r"[()\[\]{}]", "", name).strip(), f"'{number}' in '{item}' is not a strength"
-    if plain and NUMBER.fullmatch(number.rstrip(")]} ")):
+    if plain and is_number(number.rstrip(")]} ")):
         return f"{what}, but how a prompt stresses a word: write '{plain}', or '{plain}:0.8' to erase less of it"
     as_name = f"'{item.replace(':', ' ')}' if the colon belongs to the name"
     if "(" in name:

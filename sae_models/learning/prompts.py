@@ -15,22 +15,22 @@ from dataclasses import dataclass
 import torch
 
 from ..concepts import (
-    DECIMAL_COMMA,
     KINDS,
-    NUMBER,
     RESERVED,
     Concept,
+    is_number,
     items,
     refuse_twice,
     refuse_unseen,
     split_kind,
+    with_points,
 )
 from ..errors import SaeError
 
 SLOT = r"\{(\w*)\}"
-STRESSED = re.compile(r"[\[{].*[\]}]")
-SEMICOLON = re.compile(r"(?<=\w);(?=\w|\Z)")
-SEVERAL = re.compile(r"(?:^|\s)(?:and|or|&)\s", re.IGNORECASE)
+STRESSED = r"[\[{].*[\]}]"
+SEMICOLON = r"(?<=\w);(?=\w|\Z)"
+SEVERAL = r"(?i)(?:^|\s)(?:and|or|&)\s"
 JOINTS = "of|with|in|on|at|by|beside|near"
 MOST = 20_000
 OBJECT_TEMPLATES = ("a photo of {object}", "a painting of {object}", "{object} in a garden", "a street with {object}")
@@ -93,12 +93,12 @@ def _split_any_kind(text: str) -> tuple[str, str]:
 
 def _listed(line: str) -> list[Subject]:
     refuse_two_readings(line)
-    return [_named(item) for item in items(DECIMAL_COMMA.sub(r"\1.", line))]
+    return [_named(item) for item in items(with_points(line))]
 
 
 def _named(item: str) -> Subject:
     name, _, number = (part.strip() for part in item.rpartition(":"))
-    if name and not name.startswith("(") and NUMBER.fullmatch(number):
+    if name and not name.startswith("(") and is_number(number):
         raise SaeError(f"'{item}' has a strength, which is chosen when erasing: write '{name}'")
     return subject(*split_kind(item))
 
@@ -133,7 +133,7 @@ def _kind_of(name: str) -> str:
 def refuse_two_readings(text: str) -> None:
     """Raise SaeError where a line may list one concept or several: `red, white and blue flag`."""
     for line in text.splitlines():
-        if any(map(SEVERAL.search, items(line)[1:])):
+        if any(re.search(SEVERAL, item) for item in items(line)[1:]):
             one = " ".join(items(line))
             raise SaeError(f"'{line.strip()}' may be one concept or several: write '{one}' if it is one, or each on a "
                            f"line of its own")
@@ -154,10 +154,10 @@ def _refuse_unreadable(name: str, line: str) -> None:
 
 def _refuse_signs(name: str) -> None:
     """What a name alone cannot have, because it means something else elsewhere."""
-    if STRESSED.fullmatch(name):
+    if re.fullmatch(STRESSED, name):
         raise SaeError(f"'{name}' is how a prompt stresses a word: write '{name.strip('[]{} ')}'")
-    if SEMICOLON.search(name):
-        several = ", ".join(part.strip() for part in SEMICOLON.split(name) if part.strip())
+    if re.search(SEMICOLON, name):
+        several = ", ".join(part.strip() for part in re.split(SEMICOLON, name) if part.strip())
         raise SaeError(f"'{name}' has a semicolon between words: write '{several}'")
     if "=" in name:
         raise SaeError(f"'{name}' says a concept in full: write '{name.partition('=')[0].strip()}' here, or the full "

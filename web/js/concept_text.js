@@ -6,7 +6,7 @@
 
 const LINE_BREAKS = "\\n\\v\\f\\r\\x1c-\\x1e\\x85\\u2028\\u2029"
 const SEPARATOR = new RegExp(`[,${LINE_BREAKS}]|;(?=[ \\t])`)
-const DECIMAL_COMMA = new RegExp(`(:[ \\t]*[+-]?[0-9]+),(?=[0-9]+[ \\t]*(?:[,${LINE_BREAKS}]|$))`, "g")
+const DECIMAL_COMMA = new RegExp(`(:[ \\t]*[+-]?[0-9]+),(?=[0-9]+[ \\t]*(?:[,;${LINE_BREAKS}]|$))`, "g")
 const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]"
 const SPACES = new RegExp(SPACE)
 const NUMBER = /^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$/i
