@@ -15,6 +15,7 @@ from ..sae_models.learning.lesson import Search, search
 from ..sae_models.learning.maps import Maps
 from ..sae_models.learning.measuring import NEURONS
 from ..sae_models.learning.painting import Painting
+from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.search import found
 from ..sae_models.table import Table
 from . import files, patch
@@ -101,7 +102,7 @@ def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Hea
         if sae is None:
             raise SaeError(f"'{how}' are those of an SAE, and none is wired in: load one with SAEmnesia Load SAE, or "
                            f"choose '{OWN}'")
-        return [sae.header]
+        return [sae.at(names).header]
     return places_of(model, names)
 
 
@@ -115,8 +116,9 @@ def places_of(model: Any, names: str = "") -> list[Header]:
 
 def studio(model: Any, clip: Any, what: Search, node: str | None) -> Painter:
     """Paints all the pictures, and shows how far it is."""
-    painting = what.lesson.painting
-    return Painter(untouched(model), clip, painting, Progress(model, what.batches * painting.steps, node))
+    painting, about = what.lesson.painting, understood(what.wanted)
+    log.info("SAEmnesia: understood as %s", about)
+    return Painter(untouched(model), clip, painting, Progress(model, what.batches * painting.steps, node, about))
 
 
 def _best(how: str, sae: LoadedSae, what: Search, n: int) -> Callable[[Sequence[Maps]], dict[int, list[Table]]]:

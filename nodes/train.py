@@ -17,6 +17,7 @@ from ..sae_models.learning.losses import Weights, push_at
 from ..sae_models.learning.origin import Origin
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.places import places as places_of
+from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
 from . import chart, files, progress, training
@@ -112,6 +113,8 @@ class Train(io.ComfyNode):
         preset, out = PRESETS[memory], files.new_path(name)
         painting = Painting(width, height, steps, cfg, batch=min(preset.at_once, pictures), seed=seed)
         what = lesson(concepts, prompts, painting, pictures)
+        progress.say(cls.hidden.unique_id, understood(what.subjects))
+        log.info("SAEmnesia: understood as %s", understood(what.subjects))
         places = places_of(model.model.diffusion_model, hookpoint, start)
         what = what if len(places) == 1 else what.holding_out()
         origins = training.origins(model, what, places)

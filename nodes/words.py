@@ -1,7 +1,6 @@
 """*SAEmnesia Erase Words*: words in, a model that does not paint them out. What was not yet found on this checkpoint is
 found first, and kept."""
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ class EraseWords(io.ComfyNode):
                 io.String.Input("words", multiline=True, default="", tooltip=(
                     "What shall not be painted, for example: cat, text:0.8, van gogh style. A number after a colon is "
                     "the strength: 1 (or no number) erases fully, 0 changes nothing. End a style with the word "
-                    "'style'.")),
+                    "'style', or write it as: Van Gogh (style).")),
                 io.String.Input("told_from", multiline=True, default="", tooltip=(
                     "More things that look like it and must stay, for example: fox, wolf. Common things are thought of "
                     "without it.")),
@@ -53,8 +52,7 @@ class EraseWords(io.ComfyNode):
         choices = parse(words)
         painting = wanted.painting(type(model.model.model_config).__name__.lower(), side, cfg)
         out = files.new_path(_file_name(model, cls.hidden))
-        seconds = _find_missing(model, clip, [choice.name for choice in choices], told_from, painting, pictures, out,
-                                cls.hidden.unique_id)
+        seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden.unique_id)
         sae = files.load(out.name)
         report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
@@ -75,17 +73,17 @@ def _checkpoints(prompt: dict, node: str) -> list[str]:
     return named or (_checkpoints(prompt, str(link[0])) if isinstance(link, list) else [])
 
 
-def _find_missing(model: Any, clip: Any, names: Sequence[str], told_from: str, painting: Painting, pictures: int,
-                  out: Path, node: str | None) -> dict[str, float]:
+def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Painting, pictures: int, out: Path,
+                  node: str | None) -> dict[str, float]:
     """Find the words that the file does not have; {name in lower case: seconds} of those."""
-    missing = wanted.missing(out, names)
+    missing = wanted.missing(text, wanted.known(out))
     if not missing:
         return {}
     began = time.monotonic()
     model = patch.without_edits(model)
     what = wanted.search(missing, told_from, Painter(model, clip, painting), pictures)
     found(find.studio(model, clip, what, node), what, out, find.places_of(model))
-    return dict.fromkeys((name.casefold() for name in missing), time.monotonic() - began)
+    return dict.fromkeys((subject.name.casefold() for subject in missing), time.monotonic() - began)
 
 
 NODES = [EraseWords]

@@ -1,9 +1,11 @@
 """The concept table: a name stands for one latent (or a few), with statistics by noise level; and the text
-`cat, noto style:0.8` that people write to choose concepts.
+`cat, noto style:0.8` that people write to choose concepts (`web/js/concept_text.js` reads it in the same way).
 """
 import difflib
 import itertools
 import math
+import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,15 @@ from torch import Tensor
 
 from .errors import SaeError
 
-SEPARATORS = ",\n"
+KINDS = ("object", "style")
+"""What a bracket behind a name may say; any other bracket is part of the name: `hatsune miku (vocaloid)`."""
+RESERVED = ",:#\n"
+"""What the name of a concept in a file cannot have."""
+LINE_BREAKS = "\n\v\f\r\x1c-\x1e\x85\u2028\u2029"
+SEPARATOR = f"[,{LINE_BREAKS}]|;(?=[ \\t])"
+DECIMAL_COMMA = rf"(:[ \t]*[+-]?[0-9]+),(?=[0-9]+[ \t]*(?:[,;{LINE_BREAKS}]|\Z))"
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+UNSEEN = ("Cc", "Cs")
 EDGE = 1e-4
 NEVER = 60_000.0
 """A threshold nothing comes above; finite in fp16."""
@@ -33,7 +43,7 @@ class Concept:
     measured: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or any(c in self.name for c in SEPARATORS + ":#"):
+        if not self.name.strip() or any(c in self.name for c in RESERVED):
             raise SaeError(f"expected a concept name without , : # or line breaks, got {self.name!r}")
         if not self.latents or min(self.latents) < 0:
             raise SaeError(f"expected latents >= 0 for concept '{self.name}', got {list(self.latents)}")
@@ -44,22 +54,59 @@ class Concept:
 
 @dataclass(frozen=True)
 class Choice:
-    """A concept someone chose, and how strongly; None where they did not say."""
+    """A concept someone chose, and how strongly; None where they did not say. kind: "" where they did not say."""
     name: str
     strength: float | None = None
+    kind: str = ""
 
 
 def parse(text: str) -> list[Choice]:
-    """Read `Cats, Dogs:0.8`: names separated by commas or lines, each with an optional strength.
+    """Read `Cats, Dogs:0.8`: names separated by commas, lines or `; `, each with an optional strength, which may
+    have a decimal comma, and an optional kind: `ink (style):0,8`.
 
-    Raises SaeError for an empty list, a strength that is no finite number, and a name given twice.
+    Raises SaeError for an empty list, a strength that is no finite number, a name that cannot be seen whole, and one
+    given twice.
     """
-    items = [item.strip() for line in text.splitlines() for item in line.split(",")]
-    choices = [_parse_item(item) for item in items if item]
+    choices = [_parse_item(item) for item in items(with_points(text))]
     if not choices:
         raise SaeError("no concept is chosen: tick one, or write for example 'cat' or 'cat:0.8, dog'")
     refuse_twice([choice.name for choice in choices])
     return choices
+
+
+def items(text: str) -> list[str]:
+    """What stands between separators, without space at its edges; nothing where nothing stands."""
+    return [item for item in map(str.strip, re.split(SEPARATOR, text)) if item]
+
+
+def with_points(text: str) -> str:
+    """`text` with a point where a strength has a decimal comma: `cat:0,5` is `cat:0.5`."""
+    return re.sub(DECIMAL_COMMA, r"\1.", text)
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a finite number in digits."""
+    return bool(re.fullmatch(NUMBER, text)) and math.isfinite(float(text))
+
+
+def split_kind(text: str) -> tuple[str, str]:
+    """A name and its kind, which is "" where the text says none.
+
+    >>> split_kind("ink (style)"), split_kind("saber_(fate)")
+    (('ink', 'style'), ('saber_(fate)', ''))
+    """
+    name, _, bracket = text.rpartition("(")
+    kind = bracket.removesuffix(")").strip().lower()
+    found = name.strip() and bracket.endswith(")") and kind in KINDS
+    return (name.strip(), kind) if found else (text, "")
+
+
+def refuse_unseen(name: str) -> None:
+    """Raise SaeError for a name with a control character or half of a character, which nobody sees or types."""
+    code = next((ord(c) for c in name if unicodedata.category(c) in UNSEEN), None)
+    if code is not None:
+        seen = "".join(c for c in name if unicodedata.category(c) not in UNSEEN)
+        raise SaeError(f"there is a character that cannot be seen (U+{code:04X}) in '{seen}': write the name anew")
 
 
 def refuse_twice(names: Sequence[str], what: str = "concept") -> None:
@@ -71,23 +118,32 @@ def refuse_twice(names: Sequence[str], what: str = "concept") -> None:
 
 
 def _parse_item(item: str) -> Choice:
-    name, colon, number = (part.strip() for part in item.partition(":"))
+    said, colon, number = (part.strip() for part in item.partition(":"))
+    name, kind = split_kind(said)
+    refuse_unseen(item)
     if not name:
         raise SaeError(f"'{item}' has no concept name: write for example 'cat:0.8'")
     if not colon:
-        return Choice(name)
-    try:
-        strength = float(number)
-    except ValueError:
-        strength = math.nan
-    if not math.isfinite(strength):
-        raise SaeError(f"'{number}' in '{item}' is not a strength: write a number, for example '{name}:0.8'")
-    return Choice(name, strength)
+        return Choice(name, None, kind)
+    if not is_number(number):
+        raise SaeError(_no_strength(item, name, number))
+    return Choice(name, float(number), kind)
+
+
+def _no_strength(item: str, name: str, number: str) -> str:
+    plain, what = re.sub(r"[()\[\]{}]", "", name).strip(), f"'{number}' in '{item}' is not a strength"
+    if plain and is_number(number.rstrip(")]} ")):
+        return f"{what}, but how a prompt stresses a word: write '{plain}', or '{plain}:0.8' to erase less of it"
+    as_name = f"'{item.replace(':', ' ')}' if the colon belongs to the name"
+    if "(" in name:
+        return f"{what}: write {as_name}"
+    return f"{what}: write a number, for example '{name}:0.8'" + (f", or {as_name}" if number else "")
 
 
 def format_choices(choices: list[Choice]) -> str:
     """The text `parse` reads back to the same choices."""
-    return ", ".join(c.name if c.strength is None else f"{c.name}:{c.strength!r}" for c in choices)
+    named = [f"{c.name} ({c.kind})" if c.kind else c.name for c in choices]
+    return ", ".join(n if c.strength is None else f"{n}:{c.strength!r}" for n, c in zip(named, choices, strict=True))
 
 
 @dataclass(frozen=True)

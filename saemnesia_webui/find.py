@@ -119,13 +119,14 @@ class Finder:
         family = family_of(hookpoint.find(unet, places.places(unet)[0]))
         out = self.models / files.FOLDER / (
             wanted.file_name(host.checkpoint_name(), fingerprint(original_weights(model))) + ".safetensors")
-        missing = wanted.missing(out, names)
+        missing = wanted.missing(wish.words, wanted.known(out))
         if missing:
             painter = Painter(model, wanted.painting(family, wish.side, wish.cfg), progress)
             what = wanted.search(missing, wish.told_from, painter, wish.pictures)
             self._learn(painter, what, out, places.headers(unet, family), progress)
         seconds = time.monotonic() - began if missing else 0.0
-        sae, took = LoadedSae.read(out.name, out), dict.fromkeys(map(str.casefold, missing), seconds)
+        sae = LoadedSae.read(out.name, out)
+        took = dict.fromkeys((subject.name.casefold() for subject in missing), seconds)
         return Found(out.name, names, [wanted.report(sae, name, took) for name in names], seconds, sae)
 
     def _learn(self, painter: Painter, what: Any, out: Path, headers: list, progress: Progress) -> None:

@@ -1,8 +1,10 @@
 """What is painted to learn a concept: prompts that say it, and the same prompts with it left out.
 
 Concepts are lines such as `cat`, `noto style`, or with all there is to say `cat (object) = a cat | an animal`: the
-words that say it, and the words a prompt has in its place when it is left out (nothing, unless given). Templates are
-lines such as `{object}, {style}` or `a photo of {}`, where {} takes concepts of every kind.
+words that say it, and the words a prompt has in its place when it is left out (nothing, unless given). A bracket is a
+kind where it is (object) or (style), and any kind of one's own where '=' follows; else it is part of the name, and of
+what is painted, as in `hatsune miku (vocaloid)`. Templates are lines such as
+`{object}, {style}` or `a photo of {}`, where {} takes concepts of every kind.
 """
 import itertools
 import re
@@ -12,12 +14,23 @@ from dataclasses import dataclass
 
 import torch
 
-from ..concepts import Concept, refuse_twice
+from ..concepts import (
+    KINDS,
+    RESERVED,
+    Concept,
+    is_number,
+    items,
+    refuse_twice,
+    refuse_unseen,
+    split_kind,
+    with_points,
+)
 from ..errors import SaeError
 
 SLOT = r"\{(\w*)\}"
-LINE = (r"(?P<name>[^=(]+?)\s*(?:\((?P<kind>\w+)\))?\s*"
-        r"(?:=\s*(?P<said>[^|]*?)\s*(?:\|\s*(?P<instead>.*?))?)?\s*")
+STRESSED = r"[\[{].*[\]}]"
+SEMICOLON = r"(?<=\w);(?=\w|\Z)"
+SEVERAL = r"(?i)(?:^|\s)(?:and|or|&)\s"
 JOINTS = "of|with|in|on|at|by|beside|near"
 MOST = 20_000
 OBJECT_TEMPLATES = ("a photo of {object}", "a painting of {object}", "{object} in a garden", "a street with {object}")
@@ -36,6 +49,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         Concept(self.name, (0,))
+        for text in (self.name, self.said, self.instead):
+            refuse_unseen(text)
         if not self.said:
             raise SaeError(f"concept '{self.name}' has no words after '=': write for example '{self.name} = a "
                            f"{self.name}', or the name alone")
@@ -50,31 +65,118 @@ class Prompt:
 
 
 def parse_subjects(text: str) -> list[Subject]:
-    """Read a list of concepts, one a line; lines without '=' may hold several, separated by commas.
+    """Read a list of concepts, one a line; lines without '=' may hold several, separated by commas or `; `.
 
-    Raises SaeError for an empty list, a line that cannot be read, and a name given twice.
+    Raises SaeError for an empty list, a line that cannot be read or can be read in two ways, and a name given twice.
     """
-    items = [item for line in text.splitlines() for item in ([line] if "=" in line else line.split(","))]
-    subjects = [_subject(item.strip()) for item in items if item.strip()]
+    subjects = [one for line in text.splitlines() for one in ([_in_full(line)] if "=" in line else _listed(line))]
     if not subjects:
         raise SaeError("no concept to train: write one a line, for example 'cat' or 'cat = a cat | an animal'")
     refuse_twice([subject.name for subject in subjects])
     return subjects
 
 
-def _subject(item: str) -> Subject:
-    found = re.fullmatch(LINE, item)
-    if not found:
-        raise SaeError(f"cannot read the concept '{item}': write 'name', or 'name (kind) = words | words without it'")
-    name, kind, said, instead = found.group("name", "kind", "said", "instead")
-    kind = kind or ("style" if name.casefold().endswith("style") else "object")
-    return Subject(name, kind, name if said is None else said, instead or "")
+def _in_full(line: str) -> Subject:
+    """`name (kind) = words | words without it`."""
+    head, _, words = line.partition("=")
+    said, _, instead = (part.strip() for part in words.partition("|"))
+    name, kind = _split_any_kind(head.strip())
+    _refuse_unreadable(name, line.strip())
+    return Subject(name, kind or _kind_of(name), said, instead)
+
+
+def _split_any_kind(text: str) -> tuple[str, str]:
+    name, space, bracket = text.rpartition(" (")
+    own = bracket.removesuffix(")").strip()
+    return (name.strip(), own) if space and bracket.endswith(")") and re.fullmatch(r"\w+", own) else split_kind(text)
+
+
+def _listed(line: str) -> list[Subject]:
+    refuse_two_readings(line)
+    return [_named(item) for item in items(with_points(line))]
+
+
+def _named(item: str) -> Subject:
+    name, _, number = (part.strip() for part in item.rpartition(":"))
+    if name and not name.startswith("(") and is_number(number):
+        raise SaeError(f"'{item}' has a strength, which is chosen when erasing: write '{name}'")
+    return subject(*split_kind(item))
+
+
+def subject(name: str, kind: str = "") -> Subject:
+    """What a name alone says; brackets in it are meant as such, not as the host's sign for emphasis.
+
+    Raises SaeError for a name that cannot be a concept's, with the line that would be.
+
+    >>> subject("saber_(fate)").said
+    'saber_\\\\(fate\\\\)'
+    """
+    _refuse_unreadable(name, name)
+    _refuse_signs(name)
+    return Subject(name, kind or _kind_of(name), re.sub(r"\\?([()])", r"\\\1", name))
+
+
+def understood(subjects: Sequence[Subject]) -> str:
+    """How concepts were read, in the form in which they can be written.
+
+    >>> understood(parse_subjects("cat = a cat | an animal"))
+    'cat (object) = a cat | an animal'
+    """
+    return ", ".join(f"{s.name} ({s.kind})" + (f" = {s.said}" if s.said != subject(s.name).said else "")
+                     + (f" | {s.instead}" if s.instead else "") for s in subjects)
+
+
+def _kind_of(name: str) -> str:
+    return "style" if name.casefold().endswith("style") else "object"
+
+
+def refuse_two_readings(text: str) -> None:
+    """Raise SaeError where a line may list one concept or several: `red, white and blue flag`."""
+    for line in text.splitlines():
+        if any(re.search(SEVERAL, item) for item in items(line)[1:]):
+            one = " ".join(items(line))
+            raise SaeError(f"'{line.strip()}' may be one concept or several: write '{one}' if it is one, or each on a "
+                           f"line of its own")
+
+
+def _refuse_unreadable(name: str, line: str) -> None:
+    enclosed = name.startswith("(") and name.endswith(")") and _is_balanced(name[1:-1])
+    if not name or enclosed or not _is_balanced(name):
+        plain = re.sub(r"[()]", "", name.partition(":")[0]).strip() or "cat"
+        what = "brackets around it are how a prompt stresses it" if enclosed else (
+            "it has a bracket without its other" if name else "it has no name")
+        raise SaeError(f"cannot read the concept '{line}': {what}; write '{plain}', or in full 'name (kind) = words | "
+                       f"words without it'")
+    if any(c in name for c in RESERVED):
+        plain = " ".join(re.sub(f"[{RESERVED}]", " ", name).split())
+        raise SaeError(f"expected a concept name without , : # or line breaks, got '{name}': write '{plain}'")
+
+
+def _refuse_signs(name: str) -> None:
+    """What a name alone cannot have, because it means something else elsewhere."""
+    if re.fullmatch(STRESSED, name):
+        raise SaeError(f"'{name}' is how a prompt stresses a word: write '{name.strip('[]{} ')}'")
+    if re.search(SEMICOLON, name):
+        several = ", ".join(part.strip() for part in re.split(SEMICOLON, name) if part.strip())
+        raise SaeError(f"'{name}' has a semicolon between words: write '{several}'")
+    if "=" in name:
+        raise SaeError(f"'{name}' says a concept in full: write '{name.partition('=')[0].strip()}' here, or the full "
+                       f"line in SAEmnesia Find Concept")
+
+
+def _is_balanced(name: str) -> bool:
+    depth = 0
+    for c in name:
+        depth += (c == "(") - (c == ")")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def default_templates(subjects: Sequence[Subject]) -> str:
     """Templates that use the kinds at hand."""
     kinds = {subject.kind for subject in subjects}
-    other = tuple(f"a photo of {{{kind}}}" for kind in sorted(kinds - {"object", "style"}))
+    other = tuple(f"a photo of {{{kind}}}" for kind in sorted(kinds - set(KINDS)))
     both = BOTH_TEMPLATES if {"object", "style"} <= kinds else ()
     return "\n".join((*(OBJECT_TEMPLATES if "object" in kinds else ()), *(STYLE_TEMPLATES if "style" in kinds else ()),
                       *both, *other))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..adapter import LoadedSae
+from ..concepts import Concept, parse
 from .lesson import Search, search_for
 from .measuring import in_words
 from .painting import Painter, Painting
-from .prompts import Subject, default_templates, parse_subjects
+from .prompts import Subject, default_templates, parse_subjects, refuse_two_readings, subject
 
 COMMON = {
     "object": (
@@ -45,14 +46,17 @@ WEAK = 0.5
 """Share that is removed below which the report says what to do."""
 
 
-def subject(word: str) -> Subject:
-    """A word as someone types it; brackets in it are meant as such, not as the host's sign for emphasis.
+def missing(text: str, known: Sequence[Concept]) -> list[Subject]:
+    """What a text such as `cat, van gogh (style):0.8` asks for and is not known, or known as another kind.
 
-    >>> subject("saber_(fate)").said
-    'saber_\\\\(fate\\\\)'
+    Raises SaeError as `parse` does, and for words that cannot be found as they are written.
     """
-    said = re.sub(r"\\?([()])", r"\\\1", word)
-    return Subject(word, "style" if word.casefold().endswith("style") else "object", said)
+    kinds = {concept.name.casefold(): concept.kind for concept in known}
+    new = [choice for choice in parse(text)
+           if choice.name.casefold() not in kinds or choice.kind not in ("", kinds[choice.name.casefold()])]
+    if new:
+        refuse_two_readings(text)
+    return [subject(choice.name, choice.kind) for choice in new]
 
 
 def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tensor]) -> list[Subject]:
@@ -60,9 +64,9 @@ def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tens
 
     vectors: what the model's text encoder makes of texts, [n, d].
     """
-    names = {subject.name.casefold() for subject in wanted}
+    names = {one.name.casefold() for one in wanted}
     chosen: list[Subject] = []
-    for kind in sorted({"object", *(subject.kind for subject in wanted)} & COMMON.keys()):
+    for kind in sorted({"object", *(one.kind for one in wanted)} & COMMON.keys()):
         words = [word for word in COMMON[kind] if word not in names]
         like = _likeness([s.said for s in wanted if s.kind == kind], words, vectors)
         near = like.argsort(descending=True)[:NEAR].tolist()
@@ -103,18 +107,16 @@ def file_name(checkpoint: str, fingerprint: str) -> str:
     return f"{plain} {fingerprint[:8]}"
 
 
-def missing(out: Path, names: Sequence[str]) -> list[str]:
-    """Those of the words that the file does not have; all of them where it is not there yet."""
-    known = {concept.name.casefold() for concept in LoadedSae.read(out.name, out).concepts} if out.exists() else set()
-    return [name for name in names if name.casefold() not in known]
+def known(out: Path) -> tuple[Concept, ...]:
+    """The concepts of the file that keeps what was found; none where it is not there yet."""
+    return LoadedSae.read(out.name, out).concepts if out.exists() else ()
 
 
-def search(names: Sequence[str], also: str, painter: Painter, pictures: int = PICTURES) -> Search:
+def search(wanted: Sequence[Subject], also: str, painter: Painter, pictures: int = PICTURES) -> Search:
     """What to paint to find words; also: more things to tell them from, as a user lists them.
 
-    Raises SaeError for a word or list that cannot be read.
+    Raises SaeError for a list that cannot be read.
     """
-    wanted = [subject(name) for name in names]
     added = parse_subjects(also) if also.strip() else []
     others = [*added, *told_from([*wanted, *added], painter.vectors)]
     return search_for(wanted, others, templates([*wanted, *others]), painter.painting,

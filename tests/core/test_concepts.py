@@ -1,5 +1,9 @@
 """Choosing concepts by text, and finding them in a table."""
+import contextlib
+import json
 import math
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from sae_models.errors import SaeError
 NAMES = st.text(st.characters(blacklist_characters=",:#\n\r", blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")),
                 min_size=1, max_size=12)
 STRENGTHS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+CASES = json.loads((Path(__file__).parents[1] / "choices.json").read_text("utf-8"))
 TABLE = (Concept("cat", (3,), "object"), Concept("dog", (5, 8), "object"), Concept("noto style", (1,), "style"))
 
 
@@ -40,6 +45,29 @@ def test_names_may_hold_spaces_and_stand_on_lines():
 def test_a_slip_is_one_clear_sentence(text, says):
     with pytest.raises(SaeError, match=says):
         parse(text)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case["text"]))
+def test_what_people_type_is_understood_or_answered_with_the_line_that_would_be(case):
+    if "says" in case:
+        with pytest.raises(SaeError, match=case["says"]):
+            parse(case["text"])
+    else:
+        assert parse(case["text"]) == [Choice(*choice) for choice in case["choices"]]
+
+
+@given(st.lists(st.builds(Choice, NAMES.map("a{}z".format), STRENGTHS, st.sampled_from(["", "object", "style"])),
+                min_size=1, unique_by=lambda c: c.name.casefold()))
+def test_a_kind_that_is_written_is_read_back(choices):
+    assert parse(format_choices(choices)) == choices
+
+
+@pytest.mark.parametrize("text", ["cat{}(style)", "cat:{}1,2", "{}:1", "cat (style{})", "({}", "cat:1{},", "a;{}b"])
+def test_reading_takes_time_in_proportion_to_the_text(text):
+    began = time.monotonic()
+    with contextlib.suppress(SaeError):
+        parse(text.format(200_000 * " "))
+    assert time.monotonic() - began < 1
 
 
 def test_concepts_are_found_in_any_case_and_latents_by_number():

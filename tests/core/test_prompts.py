@@ -1,10 +1,13 @@
 """Concept lists and templates that people write, and the prompts they become."""
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_models.errors import SaeError
-from sae_models.learning.prompts import Subject, default_templates, expand, parse_subjects
+from sae_models.learning.prompts import Subject, default_templates, expand, parse_subjects, understood
 
 CANVAS = "cat = a cat\noctopus = an octopus\nnoto style, mono style"
 
@@ -13,6 +16,49 @@ def test_lines_and_commas_name_concepts_with_their_words():
     assert parse_subjects("cat, dog\nnoto style\nnudity (body) = a nude woman | a woman") == [
         Subject("cat", "object", "cat"), Subject("dog", "object", "dog"), Subject("noto style", "style", "noto style"),
         Subject("nudity", "body", "a nude woman", "a woman")]
+
+
+@pytest.mark.parametrize(("text", "read"), [
+    ("hatsune miku (vocaloid)", [Subject("hatsune miku (vocaloid)", "object", r"hatsune miku \(vocaloid\)")]),
+    ("saber_(fate)", [Subject("saber_(fate)", "object", r"saber_\(fate\)")]),
+    ("saber_(fate) = saber", [Subject("saber_(fate)", "object", "saber")]),
+    ("Van Gogh (style); Van Gogh style", [Subject("Van Gogh", "style", "Van Gogh"),
+                                          Subject("Van Gogh style", "style", "Van Gogh style")]),
+    ("cat (OBJECT)", [Subject("cat", "object", "cat")]),
+    ("night (mood) = at night", [Subject("night", "mood", "at night")]),
+    ("flag = a red, white and blue flag", [Subject("flag", "object", "a red, white and blue flag")]),
+    ("cat\nsun and moon", [Subject("cat", "object", "cat"), Subject("sun and moon", "object", "sun and moon")]),
+])
+def test_names_as_people_type_them(text, read):
+    assert parse_subjects(text) == read
+
+
+def test_what_was_understood_is_said_as_it_can_be_written():
+    text = "cat = a cat | an animal\nnight (mood) = at night\nsaber_(fate), ink style"
+    said = understood(parse_subjects(text))
+    assert said == "cat (object) = a cat | an animal, night (mood) = at night, saber_(fate) (object), ink style (style)"
+    assert parse_subjects(said.replace(", ", "\n")) == parse_subjects(text)
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("red, white and blue flag", "write 'red white and blue flag' if it is one, or each on a line of its own"),
+    ("(cat:1.2)", "write 'cat'"), ("((cat))", "write 'cat'"), ("[cat]", "write 'cat'"),
+    ("cat (cute", "write 'cat cute'"), ("cat;dog", "write 'cat, dog'"), ("Van Gogh (style):1", r"'Van Gogh \(style\)'"),
+    ("DOG:0,5", "write 'DOG'"), ("rem (re:zero)", r"write 'rem \(re zero\)'"),
+    ("#12", "write '12'"), ("c\u0007at", "cannot be seen"), ("cat = a c\ud800at", "cannot be seen"),
+])
+def test_what_cannot_be_read_is_answered_with_the_line_that_would_be(text, line):
+    with pytest.raises(SaeError, match=line):
+        parse_subjects(text)
+
+
+@pytest.mark.parametrize("text", ["cat{}(style)", "cat{}(mood) = {}x{}|{}y", "{}= a", "(cat{}", "a;{}b",
+                                  "a{}and b"])
+def test_reading_takes_time_in_proportion_to_the_text(text):
+    began = time.monotonic()
+    with contextlib.suppress(SaeError):
+        parse_subjects(text.replace("{}", 200_000 * " "))
+    assert time.monotonic() - began < 1
 
 
 def test_every_choice_of_concepts_is_a_prompt_with_each_left_out_once():

@@ -2,10 +2,13 @@
 import pytest
 import torch
 
+from sae_models.concepts import Concept
+from sae_models.errors import SaeError
 from sae_models.learning import words
 from sae_models.learning.prompts import Subject, expand
 
 CAT, DOG = Subject("cat", "object", "cat"), Subject("Dog", "object", "dog")
+DOG_TYPED = Subject("dog", "object", "dog")
 INK = Subject("ink style", "style", "ink style")
 LIKE_CAT = ("dog", "bird", "fish", "bear", "cow", "rabbit", "horse", "frog")
 
@@ -18,6 +21,28 @@ LIKE_CAT = ("dog", "bird", "fish", "bear", "cow", "rabbit", "horse", "frog")
 def test_a_word_is_said_as_it_is_typed_and_its_brackets_are_no_emphasis(word, kind, said):
     assert words.subject(word) == Subject(word, kind, said)
     assert said in expand("a photo of {}\n{} by the sea", [words.subject(word), DOG])[0].text
+
+
+KNOWN = tuple(Concept(name, (i,), "object") for i, name in enumerate(("cat", "salt and pepper", "Van Gogh")))
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ("CAT:0.5, dog", [DOG_TYPED]),
+    ("cat, salt and pepper", []),
+    ("Van Gogh; cat (object)", []),
+    ("Van Gogh (style):0,5", [Subject("Van Gogh", "style", "Van Gogh")]),
+])
+def test_what_is_not_known_or_is_known_as_another_kind_is_to_be_found(text, found):
+    assert words.missing(text, KNOWN) == found
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("red, white and blue flag", "write 'red white and blue flag' if it is one, or each on a line of its own"),
+    ("cat;dog", "write 'cat, dog'"), ("(cat)", "write 'cat'"), ("cat = a cat", "write 'cat' here"),
+])
+def test_what_can_be_read_in_two_ways_is_not_painted(text, line):
+    with pytest.raises(SaeError, match=line):
+        words.missing(text, ())
 
 
 def vectors(texts):

@@ -132,6 +132,8 @@ def test_an_exported_concept_erases_as_from_the_whole_sae(host):
     ({"name": "a/b"}, "is no file name"),
     ({"hookpoint": "up_blocks.7"}, "this model has no block 'up_blocks.7'"),
     ({"name": NAME}, "is a whole SAE"),
+    ({"how": BEST, "hookpoint": "up_blocks.0.attentions.0"}, f"was trained on {HOOKPOINT}, not on up_blocks.0"),
+    ({"concepts": "parrot; (dog:1.2)"}, "write 'dog'"),
 ])
 def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
     with pytest.raises(HostError, match=sentence):

@@ -15,11 +15,11 @@ from widget_helpers import ERASE, LOADER, PICKER, Shown
 
 from benchmarks.minicanvas.icons import OBJECTS as JUDGED
 from benchmarks.minicanvas.judge import load_judge
-from sae_models import Concept, Header, Sae, SaeConfig, SaeError, Statistics, write
-from sae_models.concepts import parse
+from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
 from tools.comfy_host import NEWEST_FRONTEND, ComfyHost
 
 REPO = Path(__file__).resolve().parents[2]
+CASES = json.loads((REPO / "tests" / "choices.json").read_text("utf-8"))
 FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
 OBJECTS = ("cat", "dog", "bear", "horse", "frog", "fish", "turtle", "whale", "rose", "cactus", "pizza", "rocket")
 STYLES = ("noto style", "twemoji style")
@@ -325,17 +325,25 @@ def test_the_list_scrolls_the_canvas_does_not_and_the_node_can_grow(page):
 
 
 def test_python_reads_the_same_choices_as_the_page(page):
-    texts = ["cat", " cat , noto style:0.8 ", "cat:1e-1\ndog : -2,\n", "a b:.5, #12", "cat:", "cat:much", "", " , "]
+    """Python is held to the same cases in tests/core/test_concepts.py."""
     module = "/extensions/comfyui-saemnesia/js/concept_text.js"
-    read = page.evaluate("""async ([module, texts]) => { const { parse } = await import(module)
-        return texts.map(parse) }""", [module, texts])
-    for text, items in zip(texts, read, strict=True):
-        try:
-            choices = [(choice.name, choice.strength) for choice in parse(text)]
-        except SaeError:
-            assert not items or any(item["raw"].endswith((":", "much")) for item in items)
-        else:
-            assert [(i["name"], float(i["strength"]) if i["strength"] else None) for i in items] == choices
+    read = page.evaluate("""async ([module, texts]) => { const { key, parse } = await import(module)
+        const twice = (items) => new Set(items.map(({ name }) => key(name))).size < items.length
+        return texts.map((text) => JSON.parse(text)).map(parse).map((items) =>
+            !items.length || twice(items) || items.some(({ refused }) => refused) ? null
+            : items.map(({ name, strength, kind }) => [name, strength ? Number(strength) : null, kind])) }""",
+                         [module, [json.dumps(case["text"]) for case in CASES]])
+    assert read == [case.get("choices") for case in CASES]
+
+
+def test_the_page_reads_a_long_text_in_proportion_to_its_length(page):
+    module = "/extensions/comfyui-saemnesia/js/concept_text.js"
+    seconds = page.evaluate("""async (module) => { const { parse } = await import(module)
+        const began = performance.now(), space = " ".repeat(200_000)
+        const texts = [`cat${space}(style)`, `cat:${space}1,2`, `${space}:1`, `(${space}`, `a;${space}b`]
+        texts.map(parse)
+        return (performance.now() - began) / 1000 }""", module)
+    assert seconds < 2
 
 
 def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page):

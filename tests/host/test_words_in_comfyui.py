@@ -43,6 +43,9 @@ def no_file_left():
     ({"text": "cat, Cat"}, "listed twice"),
     ({"text": "cat:much"}, "is not a strength"),
     ({"text": "cat", "told_from": "dog (animal"}, "cannot read the concept"),
+    ({"text": "(cat:1.2)"}, "write 'cat', or 'cat:0.8'"),
+    ({"text": "red, white and blue flag"}, "write 'red white and blue flag' if it is one"),
+    ({"text": "cat\ud800"}, "cannot be seen"),
 ])
 def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
     with pytest.raises(HostError, match=sentence):
@@ -83,6 +86,17 @@ def test_new_words_join_the_file_and_nodes_in_a_row_erase_what_one_does(host, fi
     made["sampler"]["inputs"]["model"] = ["more", 0]
     off, effect = (one - latents(host, made)).abs().max(), (one - latents(host, words("cat"))).abs().max()
     assert off < 1e-3 * effect
+
+
+def test_names_as_people_type_them_are_understood_and_that_is_said_before_anything_is_painted(host, first):
+    text = "saber_(fate); Van Gogh (style):0,5"
+    report, log = said(host.run(words(text))), host.log
+    assert [line.partition(":")[0] for line in report.splitlines()] == ["saber_(fate)", "Van Gogh"]
+    said_at = log.rindex("understood as saber_(fate) (object), Van Gogh (style)")
+    assert said_at < log.rindex("SAEmnesia: painting ") < log.rindex("ablate saber_(fate), Van Gogh")
+    kinds = {c.name: c.kind for c in read_headers(SAES / files()[0])[0].concepts}
+    assert (kinds["saber_(fate)"], kinds["Van Gogh"]) == ("object", "style")
+    assert torch.equal(latents(host, words(text)), latents(host, words("SABER_(fate)\nvan gogh : 0.5")))
 
 
 def test_another_lora_is_another_model_and_the_checkpoint_stays_itself_beside_it(host, first):

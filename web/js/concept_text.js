@@ -1,20 +1,54 @@
-/** The text `cat, noto style:0.8` that says which concepts are chosen: the only state of the picker. */
+/**
+ * The text `cat, noto style:0.8` that says which concepts are chosen: the only state of the picker.
+ *
+ * It is read as `sae_models/concepts.py` reads it; tests/choices.json has cases that both are held to.
+ */
 
-const SEPARATOR = /[,\n\r]/
-const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
+const LINE_BREAKS = "\\n\\v\\f\\r\\x1c-\\x1e\\x85\\u2028\\u2029"
+const SEPARATOR = new RegExp(`[,${LINE_BREAKS}]|;(?=[ \\t])`)
+const DECIMAL_COMMA = new RegExp(`(:[ \\t]*[+-]?[0-9]+),(?=[0-9]+[ \\t]*(?:[,;${LINE_BREAKS}]|$))`, "g")
+const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]"
+const SPACES = new RegExp(SPACE)
+const NUMBER = /^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$/i
+const UNSEEN = /[\p{Cc}\p{Cs}]/u
+const KINDS = ["object", "style"]
 
 /** What makes two names the same concept: case does not matter. */
 export const key = (name) => name.trim().toLowerCase()
 
-/** [{ raw, name, strength }] in the order of the text; a strength is text too, "" where none is said. */
+/**
+ * [{ raw, name, kind, strength, refused }] in the order of the text. A strength is text too, "" where none is said, as
+ * a kind is; refused: the node would not take it.
+ */
 export function parse(text) {
-  return text.split(SEPARATOR).map((item) => item.trim()).filter(Boolean).map(parseItem)
+  return text.replace(DECIMAL_COMMA, "$1.").split(SEPARATOR).map(strip).filter(Boolean).map(parseItem)
+}
+
+/** `text` without the space at its edges that Python takes for space; trim() takes other characters. */
+function strip(text) {
+  let [start, end] = [0, text.length]
+  while (start < end && SPACES.test(text[start])) start++
+  while (end > start && SPACES.test(text[end - 1])) end--
+  return text.slice(start, end)
 }
 
 function parseItem(raw) {
-  const [name, ...rest] = raw.split(":")
-  return { raw, name: name.trim(), strength: rest.join(":").trim() }
+  const colon = raw.indexOf(":")
+  const [name, kind] = splitKind(strip(colon < 0 ? raw : raw.slice(0, colon)))
+  const strength = colon < 0 ? "" : strip(raw.slice(colon + 1))
+  const refused = !name || UNSEEN.test(raw) || (colon >= 0 && !isNumber(strength))
+  return { raw, name, kind, strength, refused }
 }
+
+/** A name and its kind: `ink (style)`; any other bracket is part of the name. */
+function splitKind(text) {
+  const bracket = text.lastIndexOf("(")
+  const name = strip(text.slice(0, Math.max(0, bracket)))
+  const kind = strip(text.slice(bracket + 1, -1)).toLowerCase()
+  return name && text.endsWith(")") && KINDS.includes(kind) ? [name, kind] : [text, ""]
+}
+
+const isNumber = (text) => NUMBER.test(text) && Number.isFinite(Number(text))
 
 /** `text` with the concept chosen, at a strength or ("") the default; what else is written stays as it is. */
 export function choose(text, name, strength = "") {
@@ -38,5 +72,5 @@ function join(text, items) {
 /** Whether `strength` is a number from `low` to `high`, or left out. */
 export function isStrength(strength, { low, high }) {
   if (!strength) return true
-  return NUMBER.test(strength) && Number(strength) >= low && Number(strength) <= high
+  return isNumber(strength) && Number(strength) >= low && Number(strength) <= high
 }
