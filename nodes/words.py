@@ -64,12 +64,12 @@ class EraseWords(io.ComfyNode):
         choices = parse(words)
         painting = Painting(*_size(model, side), STEPS, cfg, batch=AT_ONCE)
         out = files.new_path(_file_name(model, cls.hidden))
-        seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden.unique_id)
+        seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden)
         sae = files.load(out.name)
         report = "\n".join(_said(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
         erased = patch.erase(model, sae, build_edits(sae, words, Actuator.ABLATE))
-        return io.NodeOutput(erased, sae, report, ui={"text": [report]})
+        return io.NodeOutput(erased, sae, report, ui={"text": [report], "sae": [out.name]})
 
 
 def _size(model: Any, side: int) -> tuple[int, int]:
@@ -79,21 +79,12 @@ def _size(model: Any, side: int) -> tuple[int, int]:
 
 def _file_name(model: Any, hidden: Any) -> str:
     """By the checkpoint's name where the graph tells it, and by the model's fingerprint always."""
-    names = _checkpoints(hidden.prompt or {}, str(hidden.unique_id))
-    plain = re.sub(r"[^\w. -]", "-", Path(names[0].replace("\\", "/")).stem) if names else "words"
+    plain = re.sub(r"[^\w. -]", "-", files.checkpoint(hidden)) or "words"
     return f"{plain} {fingerprint(model)[:8]}"
 
 
-def _checkpoints(prompt: dict, node: str) -> list[str]:
-    """The files that loaders upstream of a node's model were told to load."""
-    inputs = prompt.get(node, {}).get("inputs", {})
-    named = [inputs[key] for key in ("ckpt_name", "unet_name") if isinstance(inputs.get(key), str)]
-    link = inputs.get("model")
-    return named or (_checkpoints(prompt, str(link[0])) if isinstance(link, list) else [])
-
-
 def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Painting, pictures: int, out: Path,
-                  node: str | None) -> dict[str, float]:
+                  hidden: Any) -> dict[str, float]:
     """Find the words that the file does not have; {name in lower case: seconds} of those."""
     wanted = words.missing(text, LoadedSae.read(out.name, out).concepts if out.exists() else ())
     if not wanted:
@@ -104,7 +95,8 @@ def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Pa
     others = [*added, *words.told_from([*wanted, *added], _vectors(Painter(model, clip, painting)))]
     what = training.search_for(wanted, others, words.templates([*wanted, *others]), painting,
                                pictures + MORE * (len(wanted) - 1))
-    find.found(find.studio(model, clip, what, node), what, out, find.places(model),
+    headers = files.made_on(find.places(model), hidden)
+    find.found(find.studio(model, clip, what, hidden.unique_id), what, out, headers,
                lambda maps: find.own_tables(maps, what, NEURONS))
     return dict.fromkeys((subject.name.casefold() for subject in wanted), time.monotonic() - began)
 

@@ -11,12 +11,15 @@ import torch
 import widget_helpers as canvas
 from PIL import Image
 from playwright.sync_api import Error, Page, expect
+from safetensors.torch import save_file
+from small_model import UNET_CONFIG
 from widget_helpers import ERASE, LOADER, PICKER, Shown
 
+from benchmarks.minicanvas import models
 from benchmarks.minicanvas.icons import OBJECTS as JUDGED
 from benchmarks.minicanvas.judge import load_judge
 from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
-from tools.comfy_host import NEWEST_FRONTEND, ComfyHost
+from tools.comfy_host import COMFY, NEWEST_FRONTEND, ComfyHost
 
 REPO = Path(__file__).resolve().parents[2]
 CASES = json.loads((REPO / "tests" / "choices.json").read_text("utf-8"))
@@ -51,10 +54,21 @@ def sae_folder(tmp_path_factory) -> Path:
     return folder
 
 
+def write_sd2(path: Path) -> None:
+    """A file that the host takes for a checkpoint of SD 2.x, by its names and shapes."""
+    with torch.device("meta"):
+        unet = models.UNetModel(**{**UNET_CONFIG, "context_dim": 1024, "use_linear_in_transformer": True},
+                                device="meta", operations=models.comfy.ops.disable_weight_init)
+    path.parent.mkdir(exist_ok=True)
+    save_file({f"model.diffusion_model.{name}": torch.zeros(value.shape, dtype=torch.float8_e4m3fn)
+               for name, value in unet.state_dict().items()}, path)
+
+
 @pytest.fixture(scope="module", params=FRONTENDS)
 def comfy(request, sae_folder) -> Iterator[ComfyHost]:
     paths = sae_folder.parent / "paths.yaml"
-    paths.write_text(f"tests:\n  base_path: {sae_folder.parent}\n  sae: sae\n", "utf-8")
+    paths.write_text(f"tests:\n  base_path: {sae_folder.parent}\n  sae: sae\n  checkpoints: checkpoints\n", "utf-8")
+    write_sd2(sae_folder.parent / "checkpoints" / "second.safetensors")
     with ComfyHost(*FRONTENDS[request.param], "--extra-model-paths-config", str(paths)) as running:
         yield running
 
@@ -291,6 +305,58 @@ def test_the_sae_may_be_chosen_on_the_subgraph_around_its_loader(page):
     }""", loader)
     page.mouse.click(1100, 900)
     expect(canvas.row(page, "ghost")).to_be_visible()
+
+
+def test_load_sae_says_in_a_line_what_the_file_is_for(page):
+    loader, _ = canvas.linked_picker(page, "animals.safetensors")
+    expect(canvas.about(page)).to_have_text("sd15, up_blocks.1.attentions.1, 15 concepts")
+    for sae, line in {"nameless": "sd15, up_blocks.1.attentions.1, 32 neurons without names",
+                      "broken": "broken.safetensors cannot be read as safetensors",
+                      "gone": "there is no SAE 'gone.safetensors' in models/sae: put the file there"}.items():
+        canvas.set_widget(page, loader, "sae_name", f"{sae}.safetensors")
+        expect(canvas.about(page)).to_contain_text(line)
+        assert canvas.is_inside_its_node(canvas.about(page), page, loader)
+    assert "about" not in json.dumps(canvas.saved(page)["nodes"])
+
+
+def test_an_sae_of_another_base_is_said_before_anything_runs(page):
+    _, node = canvas.linked_picker(page, "castles.safetensors")
+    checkpoint = canvas.add(page, "CheckpointLoaderSimple", 60, 300, ckpt_name="second.safetensors")
+    lora = canvas.add(page, "LoraLoaderModelOnly", 60, 500)
+    canvas.link(page, lora, node, "model")
+    canvas.link(page, checkpoint, lora, "model")
+    page.mouse.click(1100, 900)
+    alert = page.locator(".saemnesia-picker [role=alert]")
+    expect(alert).to_have_text("castles.safetensors was trained on a sd15 model and second.safetensors is sd20: load a "
+                               "sd15 checkpoint, or an SAE for sd20")
+    canvas.tick(page, "ghost")
+    canvas.set_widget(page, checkpoint, "ckpt_name", "minicanvas.safetensors")
+    page.mouse.click(1200, 700)
+    expect(alert).to_have_count(0)
+    assert canvas.ticked(page) == ["ghost"]
+
+
+def test_concepts_of_a_file_that_was_just_made_can_be_ticked_and_the_file_is_listed(page, nodes2):
+    made = COMFY / "models" / "sae" / "just made.safetensors"
+    made.unlink(missing_ok=True)
+    loader = canvas.add(page, LOADER, 60, sae_name="animals.safetensors")
+    export = canvas.add(page, "SAEmnesiaExportConcept", 60, 300, name="just made", concepts="cat, rose")
+    node = canvas.add(page, ERASE, 560)
+    canvas.link(page, loader, export)
+    canvas.link(page, export, node)
+    try:
+        expect(page.locator(".saemnesia-message")).to_have_text(
+            "Run SAEmnesia Export Concept once, and what it makes is listed here.")
+        canvas.queue_and_wait(page)
+        assert [one.name for one in canvas.shown(page)["Objects"]] == ["cat", "rose"]
+        canvas.tick(page, "rose")
+        assert canvas.prompt_of(page, ERASE)["concepts"] == "rose"
+        assert "just made.safetensors" in canvas.offered(page, loader, nodes2)
+        assert "just made.safetensors" in canvas.offered(page, canvas.add(page, LOADER, 60, 640), nodes2)
+        canvas.load(page, canvas.saved(page))
+        assert [one.name for one in canvas.shown(page)["Objects"]] == ["cat", "rose"]
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def test_a_list_from_another_node_is_said_so(page):

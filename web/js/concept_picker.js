@@ -8,9 +8,9 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { figures } from "./concept_figures.js"
 import { choose, drop, isStrength, key, parse } from "./concept_text.js"
+import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
 
 const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker"]
-const LOADER = "SAEmnesiaLoadSAE"
 
 const UNKNOWN = "Not in this SAE"
 const NUMBERED = "Latents by number"
@@ -73,77 +73,6 @@ const CSS = `
 .saemnesia-picker [hidden] { display: none; }
 `
 
-// --- which SAE is meant ---------------------------------------------------------------------------------
-
-/** The graph of the workflow and those of its subgraphs. */
-function graphs() {
-  const root = app.rootGraph ?? app.graph
-  return [root, ...(root?.subgraphs?.values() ?? [])].filter(Boolean)
-}
-
-/** The nodes that stand for a subgraph. */
-const hosts = (subgraph) => graphs().flatMap((graph) => graph.nodes.filter((node) => node.subgraph === subgraph))
-
-const slotOf = (node, name) => node.inputs.findIndex((input) => input.name === name)
-
-/** The link that ends in an input, or null. A subgraph's node has a getInputLink with another meaning. */
-function linkInto(node, slot) {
-  if (!node.graph || !(slot in node.inputs)) return null
-  if (!node.isSubgraphNode?.()) return node.getInputLink(slot)
-  const ends = (link) => String(link.target_id) === String(node.id) && link.target_slot === slot
-  return [...node.graph.links.values()].find(ends) ?? null
-}
-
-/** The node that feeds an input, seen through reroutes and the borders of subgraphs, or null. */
-function feeder(node, slot) {
-  const link = linkInto(node, slot)
-  return link ? origin(node.graph, link) : null
-}
-
-function origin(graph, link) {
-  if (link.originIsIoNode) return first(hosts(graph), (host) => feeder(host, link.origin_slot))
-  const node = graph.getNodeById(link.origin_id)
-  if (node?.isSubgraphNode?.()) return insideOf(node.subgraph, link.origin_slot)
-  return node?.isVirtualNode ? (feeder(node, 0) ?? node) : node
-}
-
-function insideOf(subgraph, slot) {
-  const link = subgraph.outputNode.slots[slot]?.getLinks()[0]
-  return link ? origin(subgraph, link) : null
-}
-
-function first(items, find) {
-  for (const item of items) {
-    const found = find(item)
-    if (found != null) return found
-  }
-  return null
-}
-
-/** The value of a node's widget, or of what is linked into it: a primitive, or a widget of the subgraph around it. */
-function widgetValue(node, name) {
-  const link = linkInto(node, slotOf(node, name))
-  if (!link) return node.widgets?.find((widget) => widget.name === name)?.value
-  if (!link.originIsIoNode) return origin(node.graph, link)?.widgets?.[0]?.value
-  return first(hosts(node.graph), (host) => widgetValue(host, host.inputs[link.origin_slot]?.name))
-}
-
-/** { name } of the SAE whose concepts a node lists, or { hint } why there is none. */
-function findSae(node) {
-  if (linkInto(node, slotOf(node, "concepts"))) return { hint: "What is linked to 'concepts' chooses them." }
-  if (!linkInto(node, slotOf(node, "sae"))) return { hint: "Link an SAE, and its concepts are listed here." }
-  const loader = feeder(node, slotOf(node, "sae"))
-  const name = loader?.comfyClass === LOADER && widgetValue(loader, "sae_name")
-  return name ? { name } : { hint: "Only the concepts of 'SAEmnesia Load SAE' can be listed: write names above." }
-}
-
-/** { concepts } of an SAE file, or { error }: a sentence. */
-async function readSae(name) {
-  const asked = api.fetchApi(`/saemnesia/concepts?sae=${encodeURIComponent(name)}`, { cache: "no-store" })
-  const said = await asked.then((answer) => answer.json()).catch(() => ({}))
-  return said.concepts || said.error ? said : { error: `The server does not say what is in ${name}: see its log.` }
-}
-
 // --- the list -------------------------------------------------------------------------------------------
 
 /** An element with these properties, aria-label and children. */
@@ -155,8 +84,7 @@ function element(tag, { label, ...properties } = {}, ...children) {
 }
 
 class Picker {
-  sae = undefined // the file whose concepts are shown
-  hint = undefined // why there is none
+  asked = undefined // which file's concepts are shown, or why none are, and for which checkpoint
   known = new Map() // key of a concept of the SAE -> the concept
   rows = new Map() // key of a concept, or of another name in the text -> its row
   groups = new Map() // heading -> its part of the list
@@ -194,17 +122,20 @@ class Picker {
 
   /** Look which SAE is meant, and read it if that has changed, or `again`. */
   async refresh(again = false) {
-    const { name, hint } = findSae(this.node)
-    if (!again && name === this.sae && hint === this.hint) return
-    Object.assign(this, { sae: name, hint })
+    const { name, hint, waiting } = findSae(this.node)
+    const model = findCheckpoint(this.node)
+    const asked = JSON.stringify([name, hint, model])
+    if (!again && asked === this.asked) return
+    this.asked = asked
     if (!name) return this.show([], hint)
-    const { concepts = [], error } = await readSae(name)
-    if (this.sae !== name) return // another one was chosen meanwhile
+    const { concepts = [], error, there, unfit } = await readSae(name, model)
+    if (this.asked !== asked) return // another one was chosen meanwhile
+    if (error && waiting && !there) return this.show([], waiting)
     const nameless = concepts.length ? "" : `${name} has no concept names: write a latent's number such as #12.`
-    this.show(concepts, error ?? nameless, Boolean(error))
+    this.show(concepts, error ?? (unfit || nameless), Boolean(error || unfit))
   }
 
-  /** Show these concepts, or a message in their place. */
+  /** Show these concepts, and a message, or one in their place. */
   show(concepts, message = "", isError = false) {
     this.known = new Map(concepts.map((concept) => [key(concept.name), concept]))
     this.message.textContent = message
@@ -219,8 +150,8 @@ class Picker {
   }
 
   height() {
-    if (this.known.size) return LIST_HEIGHT
-    return this.message.role ? ERROR_HEIGHT : HINT_HEIGHT
+    const message = this.message.hidden ? 0 : this.message.role ? ERROR_HEIGHT : HINT_HEIGHT
+    return message + (this.known.size ? LIST_HEIGHT : 0)
   }
 
   fill() {
@@ -385,16 +316,6 @@ function addPicker(node) {
   picker.refresh()
 }
 
-/** Let `then` follow on one object's own callback. */
-function after(object, method, then) {
-  const before = object[method]
-  object[method] = function (...values) {
-    const result = before?.apply(this, values)
-    then()
-    return result
-  }
-}
-
 function refreshAll(again = false) {
   for (const graph of graphs()) for (const node of graph.nodes) pickers.get(node)?.refresh(again)
 }
@@ -403,6 +324,7 @@ app.registerExtension({
   name: "SAEmnesia.ConceptPicker",
   setup() {
     api.addEventListener("graphChanged", () => refreshAll())
+    onFilesChanged(() => refreshAll(true))
   },
   nodeCreated(node) {
     if (PICKERS.includes(node.comfyClass)) addPicker(node)
