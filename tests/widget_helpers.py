@@ -124,6 +124,15 @@ def offered(page: Page, node: int, nodes2: bool) -> list[str]:
     return options
 
 
+def opacity(one: Locator) -> float:
+    """How much of an element is seen, with all that it is in."""
+    return one.evaluate("""(element) => {
+        let seen = 1
+        for (let at = element; at; at = at.parentElement) seen *= Number(getComputedStyle(at).opacity)
+        return seen
+    }""")
+
+
 def row(page: Page, name: str) -> Locator:
     exactly = page.locator(".saemnesia-name").get_by_text(name, exact=True)
     return page.locator(".saemnesia-row").filter(has=exactly)

@@ -7,6 +7,7 @@
  */
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { followMode } from "./node_look.js"
 import { after, graphs, LOADER, onFilesChanged, readSae, widgetValue } from "./sae_source.js"
 
 const NONE = "(no file in models/sae yet)" // see nodes/files.py
@@ -38,6 +39,7 @@ function addLine(node) {
   })
   widget.serialize = false
   lines.set(node, line)
+  followMode(node, root)
   say(node, "", false)
 }
 
