@@ -1,6 +1,7 @@
 """The command that trains on a checkpoint (`train.py` runs it): load, paint, learn, write."""
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def train() -> None:
     origins = training.origins(model, what, places)
     make = training.source(model, clip, what, origins, given.keep, lambda x0: None)
     chunks = origins[0].chunks + len(origins[0].held_out)
-    run(jobs_of(given, origins), said(make, chunks), given, partial(measured, model, clip, what, given.out))
+    jobs = [replace(job, made_on=given.checkpoint.stem) for job in jobs_of(given, origins)]
+    run(jobs, said(make, chunks), given, partial(measured, model, clip, what, given.out))
 
 
 def measured(model: Any, clip: Any, what: Lesson, out: Path, report: Report) -> Report:

@@ -37,7 +37,7 @@ class ExportConcept(io.ComfyNode):
         table.add(out, table.read_tables(sae.path, sae.choose(wanted)))
         names = ", ".join(sae.find(name).name for name in wanted)
         text = f"{out.name}: {out.stat().st_size / 1000:.0f} kB, {names}"
-        return io.NodeOutput(files.load(out.name), ui={"text": [text]})
+        return io.NodeOutput(files.load(out.name), ui={"text": [text], "sae": [out.name]})
 
 
 NODES = [ExportConcept]

@@ -1,11 +1,15 @@
 """The model folder `models/sae` and the SAE that travels between nodes: a path and its header, no weights."""
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
+from ..sae_models.formats import Header
 
 FOLDER = "sae"
 NONE = "(no file in models/sae yet)"
@@ -25,17 +29,24 @@ def choices() -> list[str]:
     return folder_paths.get_filename_list(FOLDER) or [NONE]
 
 
+def there(name: str) -> bool:
+    """Whether a model folder has a file of that name."""
+    return folder_paths.get_full_path(FOLDER, name) is not None
+
+
 def path_of(name: str) -> Path:
     """The file of that name inside the model folders.
 
     Raises SaeError when there is none.
     """
     if name == NONE:
-        raise SaeError(f"there is no file in models/{FOLDER} yet: use SAEmnesia Erase Words, which needs none; or make "
-                       f"one with SAEmnesia Find Concept or Train; or put one there and press R to refresh")
+        raise SaeError(f"there is no file in models/{FOLDER} yet: use SAEmnesia Erase Words, which needs none: write "
+                       f"a word and queue; or download or copy a file there and press R; or make one with SAEmnesia "
+                       f"Find Concept or Train")
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press R to refresh")
+        raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press R to refresh, or "
+                       f"choose another")
     return Path(path)
 
 
@@ -60,3 +71,22 @@ def changed(path: Path) -> float:
 
 def load(name: str) -> LoadedSae:
     return LoadedSae.read(name, path_of(name))
+
+
+def checkpoint(hidden: Any) -> str:
+    """The checkpoint that a node's model comes from, without folder and ending, where the graph tells it, else ""."""
+    names = _checkpoints(hidden.prompt or {}, str(hidden.unique_id))
+    return Path(names[0].replace("\\", "/")).stem if names else ""
+
+
+def _checkpoints(prompt: dict, node: str) -> list[str]:
+    """The files that loaders upstream of a node's model were told to load."""
+    inputs = prompt.get(node, {}).get("inputs", {})
+    named = [inputs[key] for key in ("ckpt_name", "unet_name") if isinstance(inputs.get(key), str)]
+    link = inputs.get("model")
+    return named or (_checkpoints(prompt, str(link[0])) if isinstance(link, list) else [])
+
+
+def made_on(headers: Sequence[Header], hidden: Any) -> list[Header]:
+    """The headers, saying which checkpoint they were made on."""
+    return [replace(header, made_on=checkpoint(hidden)) for header in headers]

@@ -34,7 +34,7 @@ class FindConcept(io.ComfyNode):
             node_id="SAEmnesiaFindConcept", display_name="SAEmnesia Find Concept", category="SAEmnesia",
             description="Add a concept nobody trained for, with or without an SAE. It paints some pictures that show "
                         "it and some that do not, measures how much of it is then removed, and writes a concept file.",
-            is_output_node=True, hidden=[io.Hidden.unique_id],
+            is_output_node=True, hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn the concept from; only read, never changed."),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
@@ -88,11 +88,12 @@ class FindConcept(io.ComfyNode):
         what = search(concepts, contrast, prompts, known, painting, pictures)
         out, headers = files.new_path(name), _places(model, how, sae, hookpoint)
         table.check_addable(out, headers)
+        headers = files.made_on(headers, cls.hidden)
         said = found(studio(model, clip, what, cls.hidden.unique_id), what, out, headers,
                      [neurons] if neurons else NEURONS, None if how == OWN else _best(how, sae, what, neurons or 1))
         text = f"{out.name}, from {pictures} pictures: {'; '.join(said)}"
         log.info("SAEmnesia: %s", text)
-        return io.NodeOutput(files.load(out.name), text, ui={"text": [text]})
+        return io.NodeOutput(files.load(out.name), text, ui={"text": [text], "sae": [out.name]})
 
 
 def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Header]:

@@ -1,6 +1,7 @@
 """*SAEmnesia Load SAE*: choose a sparse autoencoder of models/sae; only its header is read here."""
 from comfy_api.latest import io
 
+from ..sae_models.errors import SaeError
 from . import files
 
 
@@ -22,6 +23,14 @@ class LoadSae(io.ComfyNode):
     @classmethod
     def execute(cls, sae_name: str, hookpoint: str = "") -> io.NodeOutput:
         return io.NodeOutput(files.load(sae_name).at(hookpoint))
+
+    @classmethod
+    def validate_inputs(cls, sae_name: str | None = None) -> bool | str:
+        """A file that is not there is said in a sentence of ours; where the name is linked in, when it runs."""
+        try:
+            return bool(sae_name is None or files.path_of(sae_name))
+        except SaeError as error:
+            return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, sae_name: str, hookpoint: str = "") -> tuple:

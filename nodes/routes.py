@@ -1,15 +1,24 @@
-"""What the picker widget asks the server: the concepts of an SAE file by name."""
+"""What the page asks the server: what an SAE file is for, and its concepts by name."""
 from aiohttp import web
 from server import PromptServer
 
 from ..sae_models.errors import SaeError
-from . import files
+from . import family, files
 
 
 @PromptServer.instance.routes.get("/saemnesia/concepts")
 async def concepts(request: web.Request) -> web.Response:
-    """GET ?sae=NAME -> {base, hookpoint, places, concepts: [{name, kind, description, measured}]}, or 400 {error}."""
+    """GET ?sae=NAME -> {base, hookpoint, places, concepts: [{name, kind, description, measured}], about, unfit}, or
+    400 {error, there}.
+
+    about: a line; unfit: a sentence where &checkpoint=NAME of &folder=checkpoints is of another base, else ""; there:
+    whether there is such a file.
+    """
+    asked = request.query
     try:
-        return web.json_response(files.load(request.query.get("sae", "")).listed())
+        sae = files.load(asked.get("sae", ""))
     except SaeError as error:
-        return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({"error": str(error), "there": files.there(asked.get("sae", ""))}, status=400)
+    checkpoint = asked.get("checkpoint", "")
+    base = family.of_checkpoint(asked.get("folder", "checkpoints"), checkpoint) if checkpoint else ""
+    return web.json_response(sae.listed() | {"about": sae.about(), "unfit": sae.unfit(base, checkpoint)})

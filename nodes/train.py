@@ -62,7 +62,7 @@ class Train(io.ComfyNode):
             description="Teach an SAE concepts of your own model: one neuron for each at every place where words "
                         "enter. It paints pictures with the model, learns from them, and measures how much of each "
                         "concept is removed. Stop it whenever you like: queued again, it goes on.",
-            is_output_node=True, hidden=[io.Hidden.unique_id],
+            is_output_node=True, hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn; only read, never changed."),
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
@@ -120,7 +120,7 @@ class Train(io.ComfyNode):
         origins = training.origins(model, what, places)
         first = 0 if start else max(1, training_steps * 3 // 7)
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
-        jobs = preset.jobs(origins, k, settings)
+        jobs = [replace(job, made_on=files.checkpoint(cls.hidden)) for job in preset.jobs(origins, k, settings)]
         shown = Shown(origins[0], painting.steps, settings.steps, cls.hidden.unique_id)
         keep = out.with_name(out.stem + ".activations") if keep_activations else None
         make = training.source(model, clip, what, origins, keep, shown.painted)
@@ -132,7 +132,7 @@ class Train(io.ComfyNode):
         report = training.measured(model, clip, what, out, report, shown.measured)
         picture = np.asarray(chart.report_picture(report, settings.steps), dtype=np.float32) / 255
         return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(),
-                             ui={"text": [report.as_text()]})
+                             ui={"text": [report.as_text()], "sae": [out.name]})
 
 
 def _needed(config: SaeConfig) -> int:

@@ -52,29 +52,21 @@ class EraseWords(io.ComfyNode):
         choices = parse(words)
         painting = wanted.painting(type(model.model.model_config).__name__.lower(), side, cfg)
         out = files.new_path(_file_name(model, cls.hidden))
-        seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden.unique_id)
+        seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden)
         sae = files.load(out.name)
         report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
         erased = patch.erase(model, sae, build_edits(sae, words, Actuator.ABLATE))
-        return io.NodeOutput(erased, sae, report, ui={"text": [report]})
+        return io.NodeOutput(erased, sae, report, ui={"text": [report], "sae": [out.name]})
 
 
 def _file_name(model: Any, hidden: Any) -> str:
-    names = _checkpoints(hidden.prompt or {}, str(hidden.unique_id))
-    return wanted.file_name(names[0] if names else "words", fingerprint(model))
-
-
-def _checkpoints(prompt: dict, node: str) -> list[str]:
-    """The files that loaders upstream of a node's model were told to load."""
-    inputs = prompt.get(node, {}).get("inputs", {})
-    named = [inputs[key] for key in ("ckpt_name", "unet_name") if isinstance(inputs.get(key), str)]
-    link = inputs.get("model")
-    return named or (_checkpoints(prompt, str(link[0])) if isinstance(link, list) else [])
+    """By the checkpoint's name where the graph tells it, and by the model's fingerprint always."""
+    return wanted.file_name(files.checkpoint(hidden) or "words", fingerprint(model))
 
 
 def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Painting, pictures: int, out: Path,
-                  node: str | None) -> dict[str, float]:
+                  hidden: Any) -> dict[str, float]:
     """Find the words that the file does not have; {name in lower case: seconds} of those."""
     missing = wanted.missing(text, wanted.known(out))
     if not missing:
@@ -82,7 +74,8 @@ def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Pa
     began = time.monotonic()
     model = patch.without_edits(model)
     what = wanted.search(missing, told_from, Painter(model, clip, painting), pictures)
-    found(find.studio(model, clip, what, node), what, out, find.places_of(model))
+    headers = files.made_on(find.places_of(model), hidden)
+    found(find.studio(model, clip, what, hidden.unique_id), what, out, headers)
     return dict.fromkeys((subject.name.casefold() for subject in missing), time.monotonic() - began)
 
 

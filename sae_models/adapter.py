@@ -80,6 +80,21 @@ class LoadedSae:
                 "concepts": [{"name": c.name, "kind": c.kind, "description": c.description, "measured": c.measured}
                              for c in self.concepts]}
 
+    def about(self) -> str:
+        """What it is for, in a line: base, blocks, concepts, and the checkpoint it was made on where it says that."""
+        concepts, neurons = len(self.concepts), sum(header.config.d_sae for header in self.headers)
+        parts = [self.base or "base model not said", _where([header.hookpoint for header in self.headers]),
+                 _counted(concepts, "concept") if concepts else f"{neurons} neurons without names",
+                 f"made on {self.headers[0].made_on}" if self.headers[0].made_on else ""]
+        return ", ".join(part for part in parts if part)
+
+    def unfit(self, family: str, model: str = "this one") -> str:
+        """Why it does not fit a model of another family, "" where it does or a family is not known; model: its name."""
+        if not self.base or not family or self.base == family:
+            return ""
+        return (f"{self.name} was trained on a {self.base} model and {model} is {family}: load a {self.base} "
+                f"checkpoint, or an SAE for {family}")
+
     def find(self, name: str) -> Concept:
         """The concept called `name`; `#123` is a latent of an SAE of one place.
 
@@ -123,6 +138,16 @@ def shown(names: Collection[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
+def _where(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0] or "block not said"
+    return _counted(len(names), "cross-attention" if all(map(hookpoint.is_attention, names)) else "place")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def build_edits(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: float = float("inf"),
                 end_sigma: float = 0.0, conditional_only: bool = False) -> list[tuple[Block, Edit]]:
     """The edits, one a place, that `text` (`cat, dog:0.8`) asks for, with their rows read from the SAE's file.
@@ -155,9 +180,8 @@ def fitting_blocks(unet: nn.Module, sae: LoadedSae, family: str) -> dict[Block, 
 
     Raises SaeError unless the SAE fits the model's family, blocks and widths.
     """
-    if sae.base and family and sae.base != family:
-        raise SaeError(f"{sae.name} was trained on a {sae.base} model and this one is {family}: "
-                       f"load a {sae.base} checkpoint, or an SAE for {family}")
+    if sae.unfit(family):
+        raise SaeError(sae.unfit(family))
     paths = hookpoint.paths(unet, [header.hookpoint for header in sae.headers])
     for header, path in zip(sae.headers, paths, strict=True):
         width = hookpoint.width(unet.get_submodule(path))

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import SaeError
 from .formats import Header, read_sae
 from .formats.layouts import OUR_KEY
 from .sae import Sae
+from .storage import write_tensors
 
 SAELENS_VERSION = "6.0.0"
 """The version whose configuration this is; SAELens reads an older one by other rules."""
@@ -56,7 +56,7 @@ def _write(folder: Path, name: str, tensors: dict[str, Tensor], config: dict[str
         raise SaeError(f"{folder} exists: choose another folder, or delete it first")
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().float().contiguous() for key, value in tensors.items()}, part / name)
+    write_tensors(part / name, {key: value.float() for key, value in tensors.items()})
     kept = {"hookpoint": header.hookpoint, "base": header.base, "residual": header.residual}
     (part / "cfg.json").write_text(json.dumps(config | {OUR_KEY: kept}, indent=2), "utf-8")
     os.replace(part, folder)

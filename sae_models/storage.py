@@ -1,4 +1,5 @@
-"""Files that are whole or not there: written under a temporary name, then renamed. A full disk is one sentence."""
+"""Files that are whole or not there: written under a temporary name, then renamed, with the mode that any file gets
+here (safetensors gives its own to the owner alone). A full disk is one sentence."""
 import errno
 import json
 import os
@@ -37,7 +38,11 @@ def _replace(path: Path, save: Any) -> None:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)
+        part.touch()
+        mode = part.stat().st_mode
         save(part)
+        part.chmod(mode)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         _remove(part)

@@ -11,6 +11,15 @@ READY = "() => Boolean(window.app?.extensionManager && window.LiteGraph?.registe
 EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
 
 
+BOX = """id => {
+    const node = app.graph.getNodeById(id), html = document.querySelector(`.lg-node[data-node-id="${id}"]`)
+    const { left, top } = app.canvas.canvas.getBoundingClientRect(), [dx, dy] = app.canvas.ds.offset
+    const box = html?.getBoundingClientRect()
+    return box ? [box.left, box.top, box.right, box.bottom] : [node.pos[0] + dx + left, node.pos[1] + dy + top,
+        node.pos[0] + node.size[0] + dx + left, node.pos[1] + node.size[1] + dy + top]
+}"""
+
+
 class Shown(NamedTuple):
     """One concept as the list shows it."""
     name: str
@@ -89,6 +98,41 @@ def text_box(page: Page) -> Locator:
     return page.locator(".comfy-multiline-input, .lg-node textarea").locator("visible=true")
 
 
+def about(page: Page) -> Locator:
+    """The line below *Load SAE*."""
+    return page.locator(".saemnesia-about")
+
+
+def is_inside_its_node(one: Locator, page: Page, node: int) -> bool:
+    """Whether an element is seen whole in its node, whichever renderer draws that."""
+    show_origin(page)
+    left, top, right, bottom = page.evaluate(BOX, node)
+    box = one.bounding_box()
+    uncut = one.evaluate("(it) => it.scrollHeight <= it.clientHeight + 1 && it.scrollWidth <= it.clientWidth + 1")
+    return uncut and left <= box["x"] and box["x"] + box["width"] <= right and (
+        top <= box["y"] and box["y"] + box["height"] <= bottom)
+
+
+def offered(page: Page, node: int, nodes2: bool) -> list[str]:
+    """What a person is offered who opens the list of a *Load SAE*."""
+    if not nodes2:
+        return page.evaluate("""id => app.graph.getNodeById(id).widgets.find((widget) => widget.name === 'sae_name')
+            .options.values""", node)
+    page.locator(f'.lg-node[data-node-id="{node}"]').get_by_role("combobox").first.click()
+    options = page.get_by_role("option").all_inner_texts()
+    page.keyboard.press("Escape")
+    return options
+
+
+def opacity(one: Locator) -> float:
+    """How much of an element is seen, with all that it is in."""
+    return one.evaluate("""(element) => {
+        let seen = 1
+        for (let at = element; at; at = at.parentElement) seen *= Number(getComputedStyle(at).opacity)
+        return seen
+    }""")
+
+
 def row(page: Page, name: str) -> Locator:
     exactly = page.locator(".saemnesia-name").get_by_text(name, exact=True)
     return page.locator(".saemnesia-row").filter(has=exactly)
@@ -154,13 +198,8 @@ def ticked(page: Page) -> list[str]:
 
 def drag_corner(page: Page, node: int, right: int, down: int) -> None:
     """Resize a node by its lower right corner."""
-    x, y = page.evaluate("""id => {
-        const node = app.graph.getNodeById(id), html = document.querySelector(`.lg-node[data-node-id="${id}"]`)
-        const { left, top } = app.canvas.canvas.getBoundingClientRect(), [dx, dy] = app.canvas.ds.offset
-        const { right, bottom } = html?.getBoundingClientRect()
-            ?? { right: node.pos[0] + node.size[0] + dx + left, bottom: node.pos[1] + node.size[1] + dy + top }
-        return [right - 3, bottom - 3]
-    }""", node)
+    _, _, x, y = page.evaluate(BOX, node)
+    x, y = x - 3, y - 3
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + right, y + down, steps=5)

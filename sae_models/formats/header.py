@@ -13,7 +13,8 @@ class Header:
     """What a file says of one place's SAE without its big tensors being read.
 
     base: family of the base model ("sd15", "sdxl", ...; "" = not said); hookpoint: diffusers name ("" = not said);
-    residual: encodes output minus input of the block; training: a summary to show.
+    residual: encodes output minus input of the block; training: a summary to show; made_on: the
+    checkpoint it was made on ("" = not said).
     """
     config: SaeConfig
     hookpoint: str = ""
@@ -21,6 +22,7 @@ class Header:
     residual: bool = False
     concepts: tuple[Concept, ...] = ()
     training: dict[str, Any] | None = None
+    made_on: str = ""
 
     @property
     def latents(self) -> tuple[int, ...]:

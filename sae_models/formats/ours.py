@@ -150,7 +150,7 @@ def _describe_places(headers: Sequence[Header], concepts: Mapping[str, list[tupl
     listed = [_described(found[0][1]) | {"latents": [[place, concept.latents] for place, concept in found]}
               for found in concepts.values()]
     return json.dumps({"format": SEVERAL_PLACES, "base": headers[0].base, "training": headers[0].training,
-                       "places": places, "concepts": listed})
+                       "made_on": headers[0].made_on, "places": places, "concepts": listed})
 
 
 def _described(concept: Concept) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def parse(data: Mapping[str, Any], d_sae: int, d_in: int, name: str) -> Header:
     try:
         concepts = tuple(_concept(c, c["latents"]) for c in data.get("concepts", []))
         return Header(SaeConfig(d_in, d_sae, int(data["k"])), normalise(data["hookpoint"]), str(data["base"]),
-                      bool(data["residual"]), concepts, data.get("training"))
+                      bool(data["residual"]), concepts, data.get("training"), str(data.get("made_on", "")))
     except (SaeError, *MALFORMED) as error:
         raise incomplete(name, error) from error
 
@@ -199,7 +199,8 @@ def parse_places(data: Mapping[str, Any], name: str) -> tuple[Header, ...]:
     Raises SaeError for one that is damaged.
     """
     try:
-        headers = [_place(place, str(data["base"]), data.get("training")) for place in data["places"]]
+        alike = {"base": str(data["base"]), "training": data.get("training"), "made_on": str(data.get("made_on", ""))}
+        headers = [replace(_place(place), **alike) for place in data["places"]]
         _check_starts(headers, [int(place["start"]) for place in data["places"]])
         refuse_twice([header.hookpoint for header in headers], "block")
         listed = data.get("concepts", [])
@@ -213,12 +214,12 @@ def parse_places(data: Mapping[str, Any], name: str) -> tuple[Header, ...]:
         raise incomplete(name, error) from error
 
 
-def _place(data: Mapping[str, Any], base: str, training: dict[str, Any] | None) -> Header:
+def _place(data: Mapping[str, Any]) -> Header:
     config = SaeConfig(int(data["d_in"]), int(data["d_sae"]), int(data["k"]))
     hookpoint = normalise(data["hookpoint"])
     if not hookpoint:
         raise SaeError("it does not say which block each of its SAEs is for")
-    return Header(config, hookpoint, base, bool(data["residual"]), training=training)
+    return Header(config, hookpoint, residual=bool(data["residual"]))
 
 
 def _check_starts(headers: Sequence[Header], starts: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """Chunks in memory and on disk."""
 import json
+import os
 
 import pytest
 import torch
@@ -47,6 +48,18 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     (tmp_path / "index.json").write_text(json.dumps([1]))
     with pytest.raises(SaeError, match="index.json is damaged"):
         Shards(tmp_path)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_gets_the_mode_that_any_file_gets_here(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        for _ in range(2):
+            storage.write_tensors(tmp_path / "sae.safetensors", {"x": torch.ones(3)})
+            storage.write_json(tmp_path / "report.json", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sae_models import Actuator, Concept, Header, Sae, SaeConfig, SaeError, Statistics, read_headers, read_rows
+from sae_models import Actuator, Concept, Header, Sae, SaeConfig, SaeError, Statistics, read_headers, read_rows, write
 from sae_models.adapter import Block, LoadedSae, Tally, build_edits, with_attention_patch
 from sae_models.concepts import NEVER
 from sae_models.formats import Part, Weights, read_sae, read_statistics, write_places
@@ -268,6 +268,29 @@ def test_one_strength_is_applied_at_every_place_that_has_the_concept(sae, path):
 def test_a_slip_in_a_file_of_several_places_is_one_sentence(sae, text, says):
     with pytest.raises(SaeError, match=says):
         build_edits(sae, text, Actuator.ABLATE)
+
+
+TWO = (Concept("cat", (0,)), Concept("dog", (1,)))
+
+
+@pytest.mark.parametrize(("names", "header", "says"), [
+    ((DOWN, UP), {"concepts": TWO, "made_on": "dreams_8"}, "sd15, 2 cross-attentions, 2 concepts, made on dreams_8"),
+    ((BLOCK, UP), {"concepts": TWO}, "sd15, 2 places, 2 concepts"),
+    ((BLOCK,), {"concepts": TWO[:1]}, f"sd15, {BLOCK}, 1 concept"),
+    (("",), {"base": ""}, "base model not said, block not said, 9 neurons without names"),
+])
+def test_what_a_file_is_for_is_said_in_a_line(sae, names, header, says):
+    like = Header(SaeConfig(8, 9, 1), **{"base": "sd15", **header})
+    assert replace(sae, headers=tuple(replace(like, hookpoint=name) for name in names)).about() == says
+
+
+def test_the_checkpoint_a_file_was_made_on_is_kept_in_it(tmp_path):
+    parts = [part._replace(header=replace(part.header, made_on="dreams_8")) for part in parts_of()]
+    write_places(tmp_path / "many.safetensors", parts)
+    assert {header.made_on for header in read_headers(tmp_path / "many.safetensors")} == {"dreams_8"}
+    header = replace(parts[0].header, concepts=())
+    write(tmp_path / "one.safetensors", Sae(header.config), header, Statistics.unknown(0))
+    assert read_headers(tmp_path / "one.safetensors")[0].made_on == "dreams_8"
 
 
 @pytest.mark.parametrize(("hookpoints", "wanted", "found"), [

@@ -11,12 +11,15 @@ import torch
 import widget_helpers as canvas
 from PIL import Image
 from playwright.sync_api import Error, Page, expect
+from safetensors.torch import save_file
+from small_model import UNET_CONFIG
 from widget_helpers import ERASE, LOADER, PICKER, Shown
 
+from benchmarks.minicanvas import models
 from benchmarks.minicanvas.icons import OBJECTS as JUDGED
 from benchmarks.minicanvas.judge import load_judge
 from sae_models import Concept, Header, Sae, SaeConfig, Statistics, write
-from tools.comfy_host import NEWEST_FRONTEND, ComfyHost
+from tools.comfy_host import COMFY, NEWEST_FRONTEND, ComfyHost
 
 REPO = Path(__file__).resolve().parents[2]
 CASES = json.loads((REPO / "tests" / "choices.json").read_text("utf-8"))
@@ -47,14 +50,27 @@ def sae_folder(tmp_path_factory) -> Path:
     make_sae(folder / "measured.safetensors",
              tuple(Concept(name, (i,), "object", measured=shares) for i, (name, shares) in enumerate(MEASURED.items())))
     make_sae(folder / "nameless.safetensors", ())
+    make_sae(folder / "kinds.safetensors", (Concept("night", (0,), "mood"), Concept("cat", (1,), "object"),
+                                            Concept("sadness", (2,))))
     (folder / "broken.safetensors").write_bytes(b"not a safetensors file")
     return folder
+
+
+def write_sd2(path: Path) -> None:
+    """A file that the host takes for a checkpoint of SD 2.x, by its names and shapes."""
+    with torch.device("meta"):
+        unet = models.UNetModel(**{**UNET_CONFIG, "context_dim": 1024, "use_linear_in_transformer": True},
+                                device="meta", operations=models.comfy.ops.disable_weight_init)
+    path.parent.mkdir(exist_ok=True)
+    save_file({f"model.diffusion_model.{name}": torch.zeros(value.shape, dtype=torch.float8_e4m3fn)
+               for name, value in unet.state_dict().items()}, path)
 
 
 @pytest.fixture(scope="module", params=FRONTENDS)
 def comfy(request, sae_folder) -> Iterator[ComfyHost]:
     paths = sae_folder.parent / "paths.yaml"
-    paths.write_text(f"tests:\n  base_path: {sae_folder.parent}\n  sae: sae\n", "utf-8")
+    paths.write_text(f"tests:\n  base_path: {sae_folder.parent}\n  sae: sae\n  checkpoints: checkpoints\n", "utf-8")
+    write_sd2(sae_folder.parent / "checkpoints" / "second.safetensors")
     with ComfyHost(*FRONTENDS[request.param], "--extra-model-paths-config", str(paths)) as running:
         yield running
 
@@ -178,6 +194,89 @@ def test_in_a_narrow_node_a_long_name_gives_way_and_the_figure_does_not(page):
         assert canvas.fits(canvas.row(page, name), ".saemnesia-name")
 
 
+def test_what_is_not_found_is_said_with_what_is_like_it(page):
+    canvas.linked_picker(page, "animals.safetensors", text="rosee")
+    expect(canvas.row(page, "rosee")).to_contain_text("nearest: rose")
+    for search, said in {"ctat": "Nothing is called 'ctat'; nearest: cat, cactus.",
+                         "wxyz": "Nothing is called 'wxyz'."}.items():
+        page.get_by_label("Search concepts").fill(search)
+        expect(page.locator(".saemnesia-nothing")).to_have_text(said)
+    page.get_by_label("Search concepts").fill("cat")
+    expect(page.locator(".saemnesia-nothing")).to_be_hidden()
+
+
+def test_what_is_chosen_comes_first_but_not_from_under_the_hand(page):
+    canvas.linked_picker(page, "animals.safetensors", text="twemoji style, whale, unicorn")
+    headings = canvas.shown(page)
+    assert list(headings)[:2] == ["Not in this SAE", "Chosen"]
+    assert [one.name for one in headings["Chosen"]] == ["whale", "twemoji style"]
+    canvas.tick(page, "cat")
+    assert canvas.shown(page)["Objects"][0] == Shown("cat", True, "")
+    page.mouse.move(1200, 800)
+    canvas.text_box(page).focus()
+    expect(page.get_by_role("group", name="Chosen").locator(".saemnesia-name")).to_have_text(
+        ["cat", "whale", "twemoji style"])
+    canvas.text_box(page).fill("dog")
+    assert [one.name for one in canvas.shown(page)["Chosen"]] == ["dog"]
+    assert [one.name for one in canvas.shown(page)["Objects"]][:2] == ["cat", "bear"]
+
+
+def test_arrows_and_the_wheel_turn_a_strength_and_nothing_else(page):
+    _, node = canvas.linked_picker(page, "animals.safetensors", text="cat")
+    view = page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
+    canvas.strength(page, "cat").click()
+    for key, text in {"ArrowDown": "cat:0.9", "ArrowUp": "cat:1"}.items():
+        page.keyboard.press(key)
+        expect(canvas.text_box(page)).to_have_value(text)
+    page.keyboard.press("ArrowUp")
+    page.mouse.wheel(0, 100)
+    expect(canvas.text_box(page)).to_have_value("cat:0.9")
+    page.mouse.wheel(0, -100)
+    expect(canvas.text_box(page)).to_have_value("cat:1")
+    canvas.set_widget(page, node, "actuator", "steer")
+    canvas.strength(page, "cat").fill("")
+    page.keyboard.press("ArrowDown")
+    expect(canvas.text_box(page)).to_have_value("cat:-1.1")
+    assert page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]") == view
+
+
+def test_a_long_name_is_seen_whole_on_two_lines(page):
+    canvas.linked_picker(page, "measured.safetensors", text=LONG)
+    name = canvas.row(page, LONG).locator(".saemnesia-name")
+    assert name.evaluate("(name) => name.scrollHeight <= name.clientHeight && name.clientHeight > 20")
+    assert canvas.row(page, LONG).get_by_text(LONG).get_attribute("title") is None
+    assert canvas.row(page, LONG).locator("label").get_attribute("title") == LONG
+
+
+def test_a_kind_of_ones_own_has_its_own_heading(page):
+    canvas.linked_picker(page, "kinds.safetensors")
+    groups = {heading: [one.name for one in group] for heading, group in canvas.shown(page).items()}
+    assert groups == {"Objects": ["cat"], "Mood": ["night"], "Other concepts": ["sadness"]}
+
+
+@pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
+def test_what_is_muted_or_bypassed_looks_it(page, mode):
+    loader, node = canvas.linked_picker(page, "animals.safetensors")
+    assert canvas.opacity(page.locator(".saemnesia-list")) == canvas.opacity(canvas.about(page)) == 1
+    page.evaluate("""([ids, mode]) => {
+        for (const id of ids) app.graph.getNodeById(id).mode = mode
+        app.canvas.setDirty(true, true)
+    }""", [[loader, node], mode])
+    page.wait_for_timeout(300)
+    for part in (page.locator(".saemnesia-list"), canvas.about(page)):
+        assert canvas.opacity(part) <= 0.6
+
+
+def test_the_slots_of_saes_have_a_dot(page, nodes2):
+    loader, node = canvas.linked_picker(page, "animals.safetensors")
+    if not nodes2:
+        return  # the canvas gives every type one
+    for one, side in ((loader, "output"), (node, "input")):
+        dots = page.locator(f'.lg-node[data-node-id="{one}"] .lg-slot--{side}').filter(has_text=re.compile("sae", re.I))
+        assert "rgb(143, 206, 143)" in dots.first.evaluate("""(slot) => [...slot.querySelectorAll("*")]
+            .flatMap((part) => [getComputedStyle(part).backgroundColor, getComputedStyle(part).fill])""")
+
+
 def test_search_narrows_the_list_and_keys_stay_in_it(page):
     canvas.linked_picker(page, "animals.safetensors", text="cat")
     page.get_by_label("Search concepts").fill("STYLE")
@@ -239,7 +338,7 @@ def test_another_sae_gives_another_list_and_a_broken_one_its_sentence(page):
     assert [one.name for one in canvas.shown(page)["Not in this SAE"]] == ["castle"]
     canvas.set_widget(page, loader, "sae_name", "castles.safetensors")
     expect(canvas.row(page, "ghost")).to_be_visible()
-    assert canvas.shown(page) == {"Objects": [Shown("castle", True, "0.5"), Shown("ghost", False, "")]}
+    assert canvas.shown(page) == {"Chosen": [Shown("castle", True, "0.5")], "Objects": [Shown("ghost", False, "")]}
     for sae, sentence in {"broken.safetensors": "broken.safetensors cannot be read as safetensors",
                           "gone.safetensors": "there is no SAE 'gone.safetensors'",
                           "nameless.safetensors": "nameless.safetensors has no concept names"}.items():
@@ -291,6 +390,59 @@ def test_the_sae_may_be_chosen_on_the_subgraph_around_its_loader(page):
     }""", loader)
     page.mouse.click(1100, 900)
     expect(canvas.row(page, "ghost")).to_be_visible()
+
+
+def test_load_sae_says_in_a_line_what_the_file_is_for(page):
+    loader, _ = canvas.linked_picker(page, "animals.safetensors")
+    expect(canvas.about(page)).to_have_text("sd15, up_blocks.1.attentions.1, 15 concepts")
+    for sae, line in {"nameless": "sd15, up_blocks.1.attentions.1, 32 neurons without names",
+                      "broken": "broken.safetensors cannot be read as safetensors",
+                      "gone": "there is no SAE 'gone.safetensors' in models/sae: put the file there"}.items():
+        canvas.set_widget(page, loader, "sae_name", f"{sae}.safetensors")
+        expect(canvas.about(page)).to_contain_text(line)
+        assert canvas.is_inside_its_node(canvas.about(page), page, loader)
+    assert "about" not in json.dumps(canvas.saved(page)["nodes"])
+
+
+def test_an_sae_of_another_base_is_said_before_anything_runs(page):
+    _, node = canvas.linked_picker(page, "castles.safetensors")
+    checkpoint = canvas.add(page, "CheckpointLoaderSimple", 60, 300, ckpt_name="second.safetensors")
+    lora = canvas.add(page, "LoraLoaderModelOnly", 60, 500)
+    canvas.link(page, lora, node, "model")
+    canvas.link(page, checkpoint, lora, "model")
+    page.mouse.click(1100, 900)
+    alert = page.locator(".saemnesia-picker [role=alert]")
+    expect(alert).to_have_text("castles.safetensors was trained on a sd15 model and second.safetensors is sd20: load a "
+                               "sd15 checkpoint, or an SAE for sd20")
+    canvas.tick(page, "ghost")
+    canvas.set_widget(page, checkpoint, "ckpt_name", "minicanvas.safetensors")
+    page.mouse.click(1200, 700)
+    expect(alert).to_have_count(0)
+    assert canvas.ticked(page) == ["ghost"]
+
+
+def test_concepts_of_a_file_that_was_just_made_can_be_ticked_and_the_file_is_listed(page, nodes2):
+    made = COMFY / "models" / "sae" / "just made.safetensors"
+    made.unlink(missing_ok=True)
+    loader = canvas.add(page, LOADER, 60, sae_name="animals.safetensors")
+    export = canvas.add(page, "SAEmnesiaExportConcept", 60, 300, name="just made", concepts="cat, rose")
+    node = canvas.add(page, ERASE, 560)
+    canvas.link(page, loader, export)
+    canvas.link(page, export, node)
+    try:
+        expect(page.locator(".saemnesia-message")).to_have_text(
+            "Run SAEmnesia Export Concept once, and what it makes is listed here.")
+        canvas.queue_and_wait(page)
+        assert [one.name for one in canvas.shown(page)["Objects"]] == ["cat", "rose"]
+        canvas.tick(page, "rose")
+        assert canvas.prompt_of(page, ERASE)["concepts"] == "rose"
+        assert "just made.safetensors" in canvas.offered(page, loader, nodes2)
+        assert "just made.safetensors" in canvas.offered(page, canvas.add(page, LOADER, 60, 640), nodes2)
+        canvas.load(page, canvas.saved(page))
+        canvas.wait_for_list(page)
+        assert canvas.ticked(page) == ["rose"]
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def test_a_list_from_another_node_is_said_so(page):

@@ -7,21 +7,24 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { figures } from "./concept_figures.js"
-import { choose, drop, isStrength, key, parse } from "./concept_text.js"
+import { choose, drop, isStrength, key, near, parse } from "./concept_text.js"
+import { followMode } from "./node_look.js"
+import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
 
 const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker"]
-const LOADER = "SAEmnesiaLoadSAE"
 
 const UNKNOWN = "Not in this SAE"
 const NUMBERED = "Latents by number"
 const KINDS = { object: "Objects", style: "Styles" }
 const OTHER = "Other concepts"
-const HEADINGS = [UNKNOWN, ...Object.values(KINDS), OTHER, NUMBERED]
+const CHOSEN = "Chosen"
+const STEP = 0.1 // of a strength, for an arrow key or a notch of the wheel
 
-const FULL = { low: 0, high: 1, usual: "1", hint: "Strength: 1 erases fully, 0 changes nothing" }
-const SIGNED = { low: -100, high: 100, usual: "-1",
+const FULL = { low: 0, high: 1, start: 1, usual: "1", hint: "Strength: 1 erases fully, 0 changes nothing" }
+const SIGNED = { low: -100, high: 100, start: -1, usual: "-1",
   hint: "Strength: -1 erases, below -1 pushes further away, above 0 strengthens the concept" }
-const EITHER = { low: -100, high: 100, usual: "full", hint: "Strength; left empty it erases fully, whatever the actuator" }
+const EITHER = { low: -100, high: 100, start: 1, usual: "full",
+  hint: "Strength; left empty it erases fully, whatever the actuator" }
 
 const LIST_HEIGHT = 232
 const HINT_HEIGHT = 40
@@ -48,13 +51,16 @@ const CSS = `
 .saemnesia-kind { display: flex; justify-content: space-between; padding: 4px 3px 1px 8px; font-size: 11px;
   color: var(--descrip-text); }
 .saemnesia-list > [aria-label="${UNKNOWN}"] > .saemnesia-kind { color: var(--error-text); }
-.saemnesia-row { display: flex; align-items: center; gap: 6px; height: 24px; padding: 0 3px 0 8px; }
+.saemnesia-row { display: flex; align-items: center; gap: 6px; min-height: 24px; padding: 0 3px 0 8px; }
 .saemnesia-row:hover { background: color-mix(in srgb, var(--input-text) 8%, transparent); }
-.saemnesia-row label { display: flex; flex: 1; align-items: center; gap: 6px; min-width: 0; height: 100%; margin: 0;
-  cursor: pointer; }
+.saemnesia-row label { display: flex; flex: 1; align-items: center; gap: 6px; min-width: 0; min-height: 24px;
+  margin: 0; cursor: pointer; }
 .saemnesia-row input[type="checkbox"] { flex: none; width: 14px; height: 14px; margin: 0; cursor: pointer; }
-.saemnesia-name { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
-.saemnesia-note { flex: none; font-size: 11px; color: var(--error-text); }
+.saemnesia-name { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
+  overflow-wrap: anywhere; line-height: 15px; }
+.saemnesia-note { flex: 0 1 auto; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; font-size: 11px;
+  color: var(--error-text); }
+.saemnesia-nothing { padding: 6px 8px; color: var(--descrip-text); overflow-wrap: anywhere; }
 .saemnesia-figures { display: flex; flex: none; gap: 6px; align-items: center; margin-left: auto; font-size: 11px; }
 .saemnesia-removed { color: var(--descrip-text); font-variant-numeric: tabular-nums; }
 .saemnesia-warning { padding: 0 6px; border-radius: 8px; background: color-mix(in srgb, currentColor 16%, #0000); }
@@ -73,77 +79,6 @@ const CSS = `
 .saemnesia-picker [hidden] { display: none; }
 `
 
-// --- which SAE is meant ---------------------------------------------------------------------------------
-
-/** The graph of the workflow and those of its subgraphs. */
-function graphs() {
-  const root = app.rootGraph ?? app.graph
-  return [root, ...(root?.subgraphs?.values() ?? [])].filter(Boolean)
-}
-
-/** The nodes that stand for a subgraph. */
-const hosts = (subgraph) => graphs().flatMap((graph) => graph.nodes.filter((node) => node.subgraph === subgraph))
-
-const slotOf = (node, name) => node.inputs.findIndex((input) => input.name === name)
-
-/** The link that ends in an input, or null. A subgraph's node has a getInputLink with another meaning. */
-function linkInto(node, slot) {
-  if (!node.graph || !(slot in node.inputs)) return null
-  if (!node.isSubgraphNode?.()) return node.getInputLink(slot)
-  const ends = (link) => String(link.target_id) === String(node.id) && link.target_slot === slot
-  return [...node.graph.links.values()].find(ends) ?? null
-}
-
-/** The node that feeds an input, seen through reroutes and the borders of subgraphs, or null. */
-function feeder(node, slot) {
-  const link = linkInto(node, slot)
-  return link ? origin(node.graph, link) : null
-}
-
-function origin(graph, link) {
-  if (link.originIsIoNode) return first(hosts(graph), (host) => feeder(host, link.origin_slot))
-  const node = graph.getNodeById(link.origin_id)
-  if (node?.isSubgraphNode?.()) return insideOf(node.subgraph, link.origin_slot)
-  return node?.isVirtualNode ? (feeder(node, 0) ?? node) : node
-}
-
-function insideOf(subgraph, slot) {
-  const link = subgraph.outputNode.slots[slot]?.getLinks()[0]
-  return link ? origin(subgraph, link) : null
-}
-
-function first(items, find) {
-  for (const item of items) {
-    const found = find(item)
-    if (found != null) return found
-  }
-  return null
-}
-
-/** The value of a node's widget, or of what is linked into it: a primitive, or a widget of the subgraph around it. */
-function widgetValue(node, name) {
-  const link = linkInto(node, slotOf(node, name))
-  if (!link) return node.widgets?.find((widget) => widget.name === name)?.value
-  if (!link.originIsIoNode) return origin(node.graph, link)?.widgets?.[0]?.value
-  return first(hosts(node.graph), (host) => widgetValue(host, host.inputs[link.origin_slot]?.name))
-}
-
-/** { name } of the SAE whose concepts a node lists, or { hint } why there is none. */
-function findSae(node) {
-  if (linkInto(node, slotOf(node, "concepts"))) return { hint: "What is linked to 'concepts' chooses them." }
-  if (!linkInto(node, slotOf(node, "sae"))) return { hint: "Link an SAE, and its concepts are listed here." }
-  const loader = feeder(node, slotOf(node, "sae"))
-  const name = loader?.comfyClass === LOADER && widgetValue(loader, "sae_name")
-  return name ? { name } : { hint: "Only the concepts of 'SAEmnesia Load SAE' can be listed: write names above." }
-}
-
-/** { concepts } of an SAE file, or { error }: a sentence. */
-async function readSae(name) {
-  const asked = api.fetchApi(`/saemnesia/concepts?sae=${encodeURIComponent(name)}`, { cache: "no-store" })
-  const said = await asked.then((answer) => answer.json()).catch(() => ({}))
-  return said.concepts || said.error ? said : { error: `The server does not say what is in ${name}: see its log.` }
-}
-
 // --- the list -------------------------------------------------------------------------------------------
 
 /** An element with these properties, aria-label and children. */
@@ -155,8 +90,7 @@ function element(tag, { label, ...properties } = {}, ...children) {
 }
 
 class Picker {
-  sae = undefined // the file whose concepts are shown
-  hint = undefined // why there is none
+  asked = undefined // which file's concepts are shown, or why none are, and for which checkpoint
   known = new Map() // key of a concept of the SAE -> the concept
   rows = new Map() // key of a concept, or of another name in the text -> its row
   groups = new Map() // heading -> its part of the list
@@ -167,6 +101,7 @@ class Picker {
     this.makeBar()
     this.list = element("div", { className: "saemnesia-list", role: "group", label: "Concepts", tabIndex: -1 })
     this.list.dataset.captureWheel = "true" // for Nodes 2.0, see keepWheel
+    this.nothing = element("div", { className: "saemnesia-nothing", role: "status" })
     this.message = element("div", { className: "saemnesia-message" })
     // The front end's class `widget-expands` lets Nodes 2.0 give the list the height that is left.
     this.root = element("div", { className: "saemnesia-picker widget-expands" },
@@ -187,24 +122,31 @@ class Picker {
     this.list.addEventListener("input", (event) => this.edit(event.target))
     this.list.addEventListener("change", rememberForUndo)
     this.clear.addEventListener("click", () => this.clearText())
-    this.root.addEventListener("keydown", (event) => this.moveFocus(event))
+    this.root.addEventListener("keydown", (event) => this.moveFocus(event) || this.nudge(event))
+    this.root.addEventListener("wheel", (event) => this.nudge(event))
+    for (const type of ["pointerleave", "focusout"]) {
+      this.list.addEventListener(type, () => requestAnimationFrame(() => this.arrange()))
+    }
     this.root.addEventListener("pointerenter", () => this.refresh())
     keepFromCanvas(this.root, this.list)
   }
 
   /** Look which SAE is meant, and read it if that has changed, or `again`. */
   async refresh(again = false) {
-    const { name, hint } = findSae(this.node)
-    if (!again && name === this.sae && hint === this.hint) return
-    Object.assign(this, { sae: name, hint })
+    const { name, hint, waiting } = findSae(this.node)
+    const model = findCheckpoint(this.node)
+    const asked = JSON.stringify([name, hint, model])
+    if (!again && asked === this.asked) return
+    this.asked = asked
     if (!name) return this.show([], hint)
-    const { concepts = [], error } = await readSae(name)
-    if (this.sae !== name) return // another one was chosen meanwhile
+    const { concepts = [], error, there, unfit } = await readSae(name, model)
+    if (this.asked !== asked) return // another one was chosen meanwhile
+    if (error && waiting && !there) return this.show([], waiting)
     const nameless = concepts.length ? "" : `${name} has no concept names: write a latent's number such as #12.`
-    this.show(concepts, error ?? nameless, Boolean(error))
+    this.show(concepts, error ?? (unfit || nameless), Boolean(error || unfit))
   }
 
-  /** Show these concepts, or a message in their place. */
+  /** Show these concepts, and a message, or one in their place. */
   show(concepts, message = "", isError = false) {
     this.known = new Map(concepts.map((concept) => [key(concept.name), concept]))
     this.message.textContent = message
@@ -219,17 +161,19 @@ class Picker {
   }
 
   height() {
-    if (this.known.size) return LIST_HEIGHT
-    return this.message.role ? ERROR_HEIGHT : HINT_HEIGHT
+    const message = this.message.hidden ? 0 : this.message.role ? ERROR_HEIGHT : HINT_HEIGHT
+    return message + (this.known.size ? LIST_HEIGHT : 0)
   }
 
   fill() {
     this.rows.clear()
-    this.groups = new Map(HEADINGS.map((heading) => [heading, element("div", { role: "group", label: heading },
-      element("div", { className: "saemnesia-kind" }, heading,
+    const own = [...this.known.values()].map(({ kind }) => headingOf(kind)).filter((heading) => heading !== OTHER)
+    const headings = [UNKNOWN, CHOSEN, ...Object.values(KINDS), ...own, OTHER, NUMBERED]
+    this.groups = new Map([...new Set(headings)].map((heading) => [heading, element("div",
+      { role: "group", label: heading }, element("div", { className: "saemnesia-kind" }, heading,
         element("span", { className: "saemnesia-measure", textContent: "removed" })))]))
-    this.list.replaceChildren(...this.groups.values())
-    for (const concept of this.known.values()) this.addRow(concept, KINDS[concept.kind] ?? OTHER)
+    this.list.replaceChildren(this.nothing, ...this.groups.values())
+    for (const concept of this.known.values()) this.addRow(concept, headingOf(concept.kind))
   }
 
   addRow({ name, description = "", measured }, heading) {
@@ -241,7 +185,7 @@ class Picker {
       element("span", { className: "saemnesia-name", textContent: name }), note, figures(measured))
     const root = element("div", { className: "saemnesia-row" }, label, strength)
     this.groups.get(heading).append(root)
-    this.rows.set(key(name), { name, words: key(`${name} ${description}`), root, tick, note, strength })
+    this.rows.set(key(name), { name, heading, words: key(`${name} ${description}`), root, tick, note, strength })
   }
 
   /** Bring the list in line with the text, the search box and the actuator. */
@@ -249,9 +193,34 @@ class Picker {
     const items = parse(this.text.value)
     this.drawOthers(items)
     for (const [name, row] of this.rows) this.drawRow(row, items.filter((item) => key(item.name) === name))
-    for (const group of this.groups.values()) group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
+    this.arrange()
     this.count.textContent = `${new Set(items.map((item) => key(item.name))).size} chosen`
     this.clear.disabled = !items.length
+  }
+
+  /** Put what is chosen first, unless someone is at work in the list: a row does not go from under the hand. */
+  arrange() {
+    const atWork = this.list.matches(":hover") || this.list.contains(document.activeElement)
+    for (const row of this.rows.values()) {
+      const first = row.tick.checked && this.known.has(key(row.name))
+      if (!atWork) this.place(row, this.groups.get(first ? CHOSEN : row.heading))
+    }
+    for (const group of this.groups.values()) group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
+    this.nothing.hidden = [...this.groups.values()].some((group) => !group.hidden)
+    this.nothing.textContent = this.notFound()
+  }
+
+  /** Move a row into a group, in the order of the file. */
+  place(row, group) {
+    if (row.root.parentElement === group) return
+    const all = [...this.rows.values()]
+    const later = all.slice(all.indexOf(row) + 1).find(({ root }) => root.parentElement === group)
+    group.insertBefore(row.root, later?.root ?? null)
+  }
+
+  notFound() {
+    const alike = near(this.search.value, [...this.rows.values()].map(({ name }) => name))
+    return `Nothing is called '${this.search.value}'${alike.length ? `; nearest: ${alike.join(", ")}` : ""}.`
   }
 
   /** Rows for what the text names and the SAE does not. */
@@ -275,13 +244,18 @@ class Picker {
     const range = this.range()
     const strength = items[0]?.strength ?? ""
     row.tick.checked = items.length > 0
-    row.note.textContent = items.length > 1 ? "listed twice" : ""
+    row.note.textContent = items.length > 1 ? "listed twice" : row.heading === UNKNOWN ? this.nearest(row.name) : ""
     row.strength.hidden = !items.length
     row.strength.placeholder = range.usual
     row.strength.title = range.hint
     row.strength.ariaInvalid = String(!isStrength(strength, range))
     if (row.strength !== document.activeElement) row.strength.value = strength
     row.root.hidden = !row.words.includes(key(this.search.value))
+  }
+
+  nearest(name) {
+    const [best] = near(name, [...this.known.values()].map((concept) => concept.name), 1)
+    return best ? `nearest: ${best}` : ""
   }
 
   /** Which strengths make sense: that depends on the actuator, where the node has one. */
@@ -311,11 +285,31 @@ class Picker {
     const shown = [...this.list.querySelectorAll("input[type=checkbox]")].filter((tick) => tick.checkVisibility())
     const stops = [this.search, ...shown]
     const place = stops.indexOf(event.target)
-    if (!step || place < 0) return
+    if (!step || place < 0) return false
     event.preventDefault()
     stops[place + step]?.focus()
+    return true
+  }
+
+  /** In a strength, arrow keys and the wheel make it more or less. */
+  nudge(event) {
+    const up = { ArrowUp: 1, ArrowDown: -1 }[event.key] ?? -Math.sign(event.deltaY ?? 0)
+    const field = event.target
+    if (!up || !field.classList?.contains("saemnesia-strength") || field !== document.activeElement) return
+    if (event.ctrlKey || event.metaKey) return
+    event.preventDefault()
+    event.stopImmediatePropagation()
+    const { low, high, start } = this.range()
+    const now = field.value.trim() ? Number(field.value.replace(",", ".")) : start
+    const next = Math.min(high, Math.max(low, (Number.isFinite(now) ? now : start) + up * STEP))
+    field.value = String(Number(next.toFixed(2)))
+    this.edit(field)
+    rememberForUndo()
   }
 }
+
+/** Objects, styles, and what someone calls a kind of their own. */
+const headingOf = (kind) => KINDS[kind] ?? (kind ? kind[0].toUpperCase() + kind.slice(1) : OTHER)
 
 /** ComfyUI looks for changes when a mouse button comes up, which is before a tick is set: tell it. */
 function rememberForUndo() {
@@ -380,19 +374,10 @@ function addPicker(node) {
   widget.serialize = false
   text.options.getMaxHeight = () => (picker.known.size ? TEXT_HEIGHT : undefined)
   for (const other of node.widgets) after(other, "callback", () => picker.draw())
+  followMode(node, picker.root)
   after(node, "onConnectionsChange", () => queueMicrotask(() => picker.refresh()))
   pickers.set(node, picker)
   picker.refresh()
-}
-
-/** Let `then` follow on one object's own callback. */
-function after(object, method, then) {
-  const before = object[method]
-  object[method] = function (...values) {
-    const result = before?.apply(this, values)
-    then()
-    return result
-  }
 }
 
 function refreshAll(again = false) {
@@ -403,6 +388,7 @@ app.registerExtension({
   name: "SAEmnesia.ConceptPicker",
   setup() {
     api.addEventListener("graphChanged", () => refreshAll())
+    onFilesChanged(() => refreshAll(true))
   },
   nodeCreated(node) {
     if (PICKERS.includes(node.comfyClass)) addPicker(node)

@@ -74,3 +74,15 @@ export function isStrength(strength, { low, high }) {
   if (!strength) return true
   return isNumber(strength) && Number(strength) >= low && Number(strength) <= high
 }
+
+/** The names most like `name`, best first: those that share most pairs of letters with it. */
+export function near(name, names, most = 3) {
+  const wanted = pairs(name)
+  const scored = names.map((other) => ({ other, score: likeness(wanted, pairs(other)) }))
+  return scored.filter(({ score }) => score > 0.2).sort((a, b) => b.score - a.score).slice(0, most)
+    .map(({ other }) => other)
+}
+
+const pairs = (name) => new Set([...` ${key(name)} `].map((letter, i, all) => letter + (all[i + 1] ?? "")).slice(0, -1))
+
+const likeness = (one, two) => 2 * [...one].filter((pair) => two.has(pair)).length / (one.size + two.size)
