@@ -18,6 +18,7 @@ function sidebars() {
 const sidebarOf = (element) => sidebars().find(({ list }) => list.contains(element))
 
 function draw({ list, text, on, root }) {
+  if (on?.checked && !root.classList.contains("saemnesia-on")) root.querySelector(":scope > .label-wrap:not(.open)")?.click()
   root.classList.toggle("saemnesia-on", Boolean(on?.checked))
   const items = parse(text.value)
   const search = key(list.querySelector(".saemnesia-search")?.value ?? "")

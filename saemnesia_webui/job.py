@@ -119,4 +119,11 @@ class Job:
         return self.error is None and self.tally.model_calls > 0
 
     def summary(self) -> str:
-        return self.tally.summary({block: edit.names for block, edit in self.edits})
+        return self.tally.summary(self._names())
+
+    def fired(self) -> str:
+        """In how many steps each concept was there to be erased, in words."""
+        return self.tally.in_words(self._names())
+
+    def _names(self) -> dict[Block, tuple[str, ...]]:
+        return {block: edit.names for block, edit in self.edits}

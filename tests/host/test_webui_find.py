@@ -14,6 +14,7 @@ from small_model import NAME, UNET_CONFIG
 from webui_model import UNET, random_unet
 
 from sae_models import SaeError, hookpoint, read_headers
+from sae_models.learning import words
 from tools.comfy_host import COMFY
 
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
@@ -22,6 +23,13 @@ import comfy.ops  # isort: skip
 SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
 WISH = {"words": "cat", "pictures": 8, "side": 64, "cfg": 2.0}
 CAT = {"prompts": [["a photo of cat"]]}
+
+
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch) -> None:
+    """To be told from: each pair of them is a prompt that is encoded."""
+    few = {"object": ("dog", "rose", "castle", "boat"), "style": ("watercolor", "anime")}
+    monkeypatch.setattr(words, "COMMON", few)
 
 
 def comfy_unet(**changes) -> torch.nn.Module:
