@@ -9,14 +9,17 @@ const SIGNED = { low: -100, high: 100, usual: "-1", hint: "-1 erases, below push
 /** The sidebars of the page, each with its list, text and actuator. */
 function sidebars() {
   return [...gradioApp().querySelectorAll(".saemnesia-picker")].map((list) => {
-    const root = list.closest("[id$=saemnesia_enabled], .input-accordion") ?? list.parentElement
-    return { list, text: root.querySelector(".saemnesia-text textarea, .saemnesia-text input"), root }
+    const root = list.closest(".saemnesia-panel") ?? list.parentElement
+    const of = (selector) => root.querySelector(selector)
+    return { list, text: of(".saemnesia-text textarea, .saemnesia-text input"), on: of(".saemnesia-enabled input"), root }
   }).filter(({ text }) => text)
 }
 
 const sidebarOf = (element) => sidebars().find(({ list }) => list.contains(element))
 
-function draw({ list, text, root }) {
+function draw({ list, text, on, root }) {
+  if (on?.checked && !root.classList.contains("saemnesia-on")) root.querySelector(":scope > .label-wrap:not(.open)")?.click()
+  root.classList.toggle("saemnesia-on", Boolean(on?.checked))
   const items = parse(text.value)
   const search = key(list.querySelector(".saemnesia-search")?.value ?? "")
   const steer = root.querySelector(".saemnesia-actuator input:checked")?.value === "steer"
@@ -24,9 +27,20 @@ function draw({ list, text, root }) {
   for (const group of list.querySelectorAll(".saemnesia-group")) {
     group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
   }
-  const count = list.querySelector(".saemnesia-count")
-  const says = `${new Set(items.map((item) => key(item.name))).size} chosen`
-  if (count && count.textContent !== says) count.textContent = says
+  say(list, ".saemnesia-count", `${new Set(items.map((item) => key(item.name))).size} chosen`)
+  const unknown = unknownOf(list, items)
+  say(list, ".saemnesia-unknown", unknown.length ? `not in this file: ${unknown.join(", ")}` : "")
+}
+
+function say(list, selector, words) {
+  const element = list.querySelector(selector)
+  if (element && element.textContent !== words) element.textContent = words
+}
+
+/** The names that the listed file does not have; a number such as #12 is a neuron of it. */
+function unknownOf(list, items) {
+  const known = new Set([...list.querySelectorAll(".saemnesia-row")].map((row) => key(row.dataset.name)))
+  return items.map((item) => item.name).filter((name) => !known.has(key(name)) && !name.startsWith("#"))
 }
 
 /** Say in a row what was measured of its concept, unless it is said already. */
@@ -63,8 +77,9 @@ function edited(event) {
   if (!row) return draw(sidebar)
   const [tick, strength] = row.querySelectorAll("input")
   const { value } = sidebar.text
-  if (event.target === tick && !tick.checked) write(sidebar, drop(value, row.dataset.name))
-  else write(sidebar, choose(value, row.dataset.name, strength.value))
+  if (event.target === tick && !tick.checked) return write(sidebar, drop(value, row.dataset.name))
+  write(sidebar, choose(value, row.dataset.name, strength.value))
+  if (sidebar.on && !sidebar.on.checked) sidebar.on.click()
 }
 
 function clear(event) {

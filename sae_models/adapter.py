@@ -234,9 +234,18 @@ class Tally:
                     steps[name] |= {sigma} if one else set()
         return {name: len(sigmas) for name, sigmas in steps.items()}
 
+    @property
+    def steps(self) -> int:
+        """Noise levels at which a place was called."""
+        return len({sigma for levels in self.fired.values() for sigma in levels})
+
+    def in_words(self, names: Mapping[Block, Sequence[str]]) -> str:
+        """For whom painted: `cat: in 11 of 12 steps, dog: in none`."""
+        return ", ".join(f"{name}: in {f'{count} of {self.steps} steps' if count else 'none'}"
+                         for name, count in self.steps_fired(names).items())
+
     def summary(self, names: Mapping[Block, Sequence[str]]) -> str:
         """One line for the log."""
         fired = ", ".join(f"{name} {count}" for name, count in self.steps_fired(names).items())
-        levels = len({sigma for levels in self.fired.values() for sigma in levels})
         places = f" at any of {len(names)} places" if len(names) > 1 else ""
-        return f"SAEmnesia: steps in which a concept fired{places}, of {levels}: {fired}"
+        return f"SAEmnesia: steps in which a concept fired{places}, of {self.steps}: {fired}"

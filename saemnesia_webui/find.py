@@ -1,10 +1,10 @@
 """*Find a concept*: words in, a file of models/sae out, as *Erase Words* makes it in ComfyUI."""
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from . import files, host
 from .job import as_sentence
 from .model import family_of, original_weights, unet_of
 from .painting import Painter
+from .settings import checked
 
 LOOK_SECONDS = 0.5
 
@@ -36,11 +37,19 @@ class Wish:
     side: int = 0
     cfg: float = Painting.cfg
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "Wish":
+        """Of an API user, by name.
+
+        Raises SaeError for a name or value that makes no sense.
+        """
+        return cls(**checked(given, asdict(cls())))
+
     def names(self) -> list[str]:
         """Raises SaeError for words that cannot be read, and numbers out of range."""
         if self.pictures < wanted.AT_ONCE or self.side % 8 or self.side < 0 or self.cfg < 1:
-            raise SaeError(f"expected at least {wanted.AT_ONCE} pictures, a side that is a multiple of 8 and a guidance "
-                           f"of 1 or more, got {self.pictures}, {self.side} and {self.cfg:g}")
+            raise SaeError(f"expected at least {wanted.AT_ONCE} pictures, a side that is a multiple of 8 and a "
+                           f"guidance of 1 or more, got {self.pictures}, {self.side} and {self.cfg:g}")
         return [choice.name for choice in parse(self.words)]
 
 

@@ -44,6 +44,12 @@ def check_stopped() -> None:
         raise Stopped
 
 
+def loaded() -> Any:
+    """The checkpoint that is in memory, or None; nothing is loaded for it."""
+    model = getattr(getattr(sd_models, "model_data", None), "sd_model", None)
+    return model if hasattr(model, "get_learned_conditioning") else None
+
+
 def model() -> Any:
     """The checkpoint that is chosen, without the LoRAs of the last picture. Forge loads it only now.
 

@@ -1,7 +1,8 @@
 """What is written into a PNG once the erasure ran, and read again when its text is pasted.
 
 The keys are `SAEmnesia <setting>`. The SAE, concepts and actuator are always there, other settings when they are not
-the default; the SAE's name is followed by the first digits of its file's SHA-256.
+the default; the SAE's name is followed by the first digits of its file's SHA-256. `SAEmnesia fired` says in how many
+steps each concept was there to be erased.
 """
 import logging
 import re
@@ -26,7 +27,9 @@ def key(setting: str) -> str:
     return PREFIX + setting.replace("_", " ")
 
 
-KEYS = [key(name) for name in DEFAULTS if name != "enabled"]
+FIRED = key("fired")
+"""Is read by people only: what was erased may not have been there."""
+KEYS = [*(key(name) for name in DEFAULTS if name != "enabled"), FIRED]
 
 
 def clear(params: MutableMapping[str, Any]) -> None:
@@ -41,6 +44,7 @@ def write(params: MutableMapping[str, Any], job: Job) -> None:
                                   "concepts": format_choices(_with_strengths(job))}
     params.update({key(name): value for name, value in given.items()
                    if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])})
+    params[FIRED] = job.fired()
 
 
 def _with_strengths(job: Job) -> list[Choice]:

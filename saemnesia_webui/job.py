@@ -22,6 +22,20 @@ def as_sentence(error: Exception) -> SaeError:
     return error if isinstance(error, SaeError) else SaeError(f"SAEmnesia failed: {error!r}")
 
 
+def fits(sae: LoadedSae, sd_model: Any) -> bool:
+    """Whether the SAE fits a loaded model; False where its file does not say for which block it is.
+
+    Raises SaeError with the reason why it does not.
+    """
+    return all(block.hookpoint for block in sae.blocks) and bool(_paths(sae, sd_model))
+
+
+def _paths(sae: LoadedSae, sd_model: Any) -> dict[Block, str]:
+    unet = unet_of(sd_model)
+    bare = getattr(unet, "_orig_mod", unet)
+    return fitting_blocks(bare, sae, family_of(hookpoint.find(bare, sae.headers[0].hookpoint)))
+
+
 @dataclass
 class Fitted:
     """Edits on one loaded model: the module and the erasure of each place, and how the host calls an attention."""
@@ -85,8 +99,7 @@ class Job:
         """The edit on this model: cheap, so done at every evaluation, because hosts swap models while sampling."""
         unet = unet_of(sd_model)
         bare = getattr(unet, "_orig_mod", unet)
-        family = family_of(hookpoint.find(bare, self.sae.headers[0].hookpoint))
-        paths = fitting_blocks(bare, self.sae, family)
+        paths = _paths(self.sae, sd_model)
         modules = {block: bare.get_submodule(paths[block]) for block, _ in self.edits}
         if self.fitted and self.fitted.unet is unet and self.fitted.modules == modules:
             return self.fitted
@@ -106,4 +119,11 @@ class Job:
         return self.error is None and self.tally.model_calls > 0
 
     def summary(self) -> str:
-        return self.tally.summary({block: edit.names for block, edit in self.edits})
+        return self.tally.summary(self._names())
+
+    def fired(self) -> str:
+        """In how many steps each concept was there to be erased, in words."""
+        return self.tally.in_words(self._names())
+
+    def _names(self) -> dict[Block, tuple[str, ...]]:
+        return {block: edit.names for block, edit in self.edits}

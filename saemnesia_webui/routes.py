@@ -1,19 +1,22 @@
-"""What an API user may ask: which SAEs there are, and which concepts one has."""
+"""What an API user may ask: which SAEs there are, which concepts one has, and to find some."""
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Body, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from sae_models import SaeError
 
 from . import files
+from .find import Finder, Wish
 
 
-def add(app: FastAPI, models: Path, logins: str | None) -> None:
-    """GET /saemnesia/saes and /saemnesia/concepts?sae=NAME; `logins`: the host's --api-auth, `user:password,...`."""
+def add(app: FastAPI, models: Path, logins: str | None, finder: Finder) -> None:
+    """GET /saemnesia/saes and /saemnesia/concepts?sae=NAME, POST /saemnesia/find; `logins`: the host's --api-auth,
+    `user:password,...`."""
     guard = [Depends(_checker(logins))] if logins else []
 
     def saes() -> dict[str, Any]:
@@ -22,13 +25,24 @@ def add(app: FastAPI, models: Path, logins: str | None) -> None:
 
     def concepts(sae: str) -> dict[str, Any]:
         """{base, hookpoint, places, hash, concepts: [{name, kind, description, measured}]}, or 400 with a sentence."""
-        try:
+        with _sentences():
             found = files.load(models, sae)
-        except SaeError as error:
-            raise HTTPException(400, str(error)) from error
-        return found.listed() | {"hash": files.short_hash(found.path)}
-    app.add_api_route("/saemnesia/saes", saes, methods=["GET"], dependencies=guard)
-    app.add_api_route("/saemnesia/concepts", concepts, methods=["GET"], dependencies=guard)
+            return found.listed() | {"hash": files.short_hash(found.path)}
+
+    def find(wish: dict = Body()) -> dict[str, Any]:  # noqa: B008
+        """{file, seconds, concepts: [{name, kind, removed, touched}]}, or 400 with a sentence."""
+        with _sentences():
+            return finder.find(Wish.read(wish)).as_json()
+    for path, answer, method in (("saes", saes, "GET"), ("concepts", concepts, "GET"), ("find", find, "POST")):
+        app.add_api_route(f"/saemnesia/{path}", answer, methods=[method], dependencies=guard)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except SaeError as error:
+        raise HTTPException(400, str(error)) from error
 
 
 def _checker(logins: str) -> Callable:

@@ -10,7 +10,7 @@ from sae_models.adapter import BOTH, CONDITIONAL_ONLY
 from sae_models.concepts import format_choices
 
 CHOICES = {"actuator": [actuator.value for actuator in Actuator], "apply_to": [BOTH, CONDITIONAL_ONLY]}
-KINDS = {bool: "true or false", float: "a number", str: "text"}
+KINDS = {bool: "true or false", float: "a number", int: "a whole number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,23 @@ def read(arguments: Sequence[Any], axes: Mapping[str, Any] | None = None) -> Set
     given |= axes if not axes and strength is None else {**axes, "enabled": True}
     if given.get("enabled") in (False, None):
         return Settings()
-    settings = Settings(**{name: _checked(name, value) for name, value in given.items() if value is not None})
+    settings = Settings(**checked(given, DEFAULTS))
     return settings if strength is None else settings.with_strength(strength)
 
 
-def _checked(name: str, value: Any) -> Any:
-    if name not in DEFAULTS:
-        near = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0)[0]
-        raise SaeError(f"there is no setting '{name}'; did you mean '{near}'? There are {', '.join(DEFAULTS)}")
-    kind = type(DEFAULTS[name])
+def checked(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, without None.
+
+    Raises SaeError for a name that has no default, and for a value of another type.
+    """
+    return {name: _checked(name, value, defaults) for name, value in given.items() if value is not None}
+
+
+def _checked(name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
+    if name not in defaults:
+        near = difflib.get_close_matches(name, defaults, n=1, cutoff=0)[0]
+        raise SaeError(f"there is no setting '{name}'; did you mean '{near}'? There are {', '.join(defaults)}")
+    kind = type(defaults[name])
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from modules import paths, script_callbacks, scripts, shared
-from modules.ui_components import InputAccordion
 
 from saemnesia_webui import axes, infotext, panel, routes, settings
 from saemnesia_webui.eraser import Eraser
@@ -28,7 +27,7 @@ class SaemnesiaScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        built = panel.build(InputAccordion, self.elem_id, MODELS)
+        built = panel.build(self.elem_id, MODELS, FINDER)
         self.infotext_fields = built.infotext_fields
         self.paste_field_names = [target for _, target in built.infotext_fields]  # what "Send to img2img" takes along
         return built.components
@@ -69,7 +68,7 @@ def on_cfg_denoiser(params: Any) -> None:
 
 
 def on_app_started(demo: Any, app: Any) -> None:
-    routes.add(app, MODELS, getattr(shared.cmd_opts, "api_auth", None))
+    routes.add(app, MODELS, getattr(shared.cmd_opts, "api_auth", None), FINDER)
 
 
 def add_axes() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -94,7 +95,7 @@ class Wanted:
 
 @dataclass
 class Processing:
-    """What a person asks for. prompts: per picture, the texts of `a AND b`, or numbers in their place; tokens: length of
+    """What a person asks for. prompts: per picture, the texts of `a AND b`, or numbers for them; tokens: length of
     prompt and negative; euler: sampled as Euler does, and not in a way that only moves."""
     prompts: list[list[int | str]] = field(default_factory=lambda: [[1]])
     tokens: tuple[int, int] = (77, 77)
@@ -137,7 +138,6 @@ class Webui:
         self.errors: list[Exception] = []
         self.autocast: Any = nullcontext
         self.spy: Callable[[float, Tensor], None] = lambda sigma, conditional: None
-        self.accordion: Any = MagicMock()
         self.grid = SimpleNamespace(axis_options=[], AxisOption=axis_option)
 
     # --- loading the script --------------------------------------------------------------------------------
@@ -150,11 +150,12 @@ class Webui:
         grid_script = SimpleNamespace(script_class=type("Script", (), {"__module__": "xyz_grid.py"}), module=self.grid)
         names = {
             "paths": {"models_path": str(self.models)},
-            "shared": vars(self.shared), "ui_components": {"InputAccordion": self.accordion},
+            "shared": vars(self.shared),
             "script_callbacks": {f"on_{kind}": listen(kind) for kind in (
                 "cfg_denoiser", "app_started", "before_ui", "script_unloaded", "model_loaded")},
             "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
-            "devices": {"autocast": nullcontext}, "sd_models": {}, "call_queue": {"queue_lock": threading.Lock()},
+            "devices": {"autocast": nullcontext}, "sd_models": {"model_data": self},
+            "call_queue": {"queue_lock": threading.Lock()},
             "extra_networks": {"activate": lambda p, data: None},
             "prompt_parser": {"SdConditioning": lambda texts, width, height: list(texts)},
             "processing": {"StableDiffusionProcessingTxt2Img": Wanted, "process_images": self.process_images},
@@ -176,6 +177,11 @@ class Webui:
             for name in set(sys.modules) - set(before):
                 if name.partition(".")[0] in ("modules", "gradio", "fastapi", "saemnesia_webui"):
                     del sys.modules[name]
+
+    @property
+    def sd_model(self) -> Any:
+        """What is in memory, as `sd_models.model_data` says it."""
+        return self.shared.sd_model
 
     def load(self) -> Any:
         """As the hosts do: under its file name, with the extension on the path only meanwhile."""
@@ -328,7 +334,8 @@ class Webui:
 
     def _forge_rows(self, p: Processing, x: Tensor, uncond: Tensor) -> list:
         """Unconditional rows first; of `a AND b` a chunk for every text."""
-        texts = [torch.cat([self._embed(text, p.tokens[0]) for text in chunk]) for chunk in zip(*p.prompts, strict=True)]
+        texts = [torch.cat([self._embed(text, p.tokens[0]) for text in chunk])
+                 for chunk in zip(*p.prompts, strict=True)]
         return [(x, uncond, False), *((x, text, True) for text in texts)]
 
     def _call(self, parts: list, timestep: float, tiles: int) -> list[Tensor]:
@@ -370,5 +377,6 @@ def _embed(text: int | str, tokens: int) -> Tensor:
     return torch.cat([*said, *[_vector(0, 1)] * (tokens - len(said))], 1)
 
 
+@cache
 def _vector(seed: int, tokens: int) -> Tensor:
     return torch.randn(1, tokens, 768, generator=torch.Generator().manual_seed(seed))

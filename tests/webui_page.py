@@ -1,9 +1,10 @@
 """The sidebar in a real gradio, in a process of its own: python tests/webui_page.py MODELS PORT (or - for no server)
 
-The path decides which gradio and fastapi. The host around them is the stand-in of fake_webui.py; its InputAccordion is
-of our own making too, a checkbox beside an accordion. Prints what `ui()` made and what the routes answer as JSON, then
+The path decides which gradio and fastapi. The host around them is the stand-in of fake_webui.py, with a small UNet to
+find concepts on. Prints what `ui()` made and what the routes answer as JSON, then
 serves the page until it is ended.
 """
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -11,32 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from fake_webui import REPO, Webui
+import torch
+from fake_webui import REPO, Webui, sd_model
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.testclient import TestClient
 
+with contextlib.redirect_stdout(sys.stderr):  # ldm says there that it has no xformers
+    from webui_model import UNET, random_unet
+
 LOGIN = "someone:secret"
 if hasattr(gr, "component_meta"):
     gr.component_meta.create_or_modify_pyi = lambda *args: None  # else gradio 4 writes a .pyi beside this file
-
-
-class InputAccordion(gr.Checkbox):
-    """A checkbox, with an accordion for what is built inside the `with` block."""
-
-    def __init__(self, value: bool, **kwargs: Any) -> None:
-        super().__init__(value, **kwargs)
-        self.accordion = gr.Accordion(kwargs["label"], open=True, elem_classes=["input-accordion"])
-
-    def __enter__(self) -> "InputAccordion":
-        self.accordion.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.accordion.__exit__(*error)
-
-    def get_block_name(self) -> str:
-        return "checkbox"
 
 
 def described(component: Any) -> list:
@@ -54,8 +41,10 @@ def routes(host: Webui, api_auth: str | None, **options: Any) -> list:
     host.shared.cmd_opts = SimpleNamespace(api_auth=api_auth)
     app = FastAPI()
     host.fire("app_started", None, app)
-    return answers(TestClient(app), "/saemnesia/saes", "/saemnesia/concepts?sae=animals.safetensors",
-                   "/saemnesia/concepts?sae=../x", **options)
+    client = TestClient(app)
+    found = [client.post("/saemnesia/find", json=wish, **options) for wish in ({"words": "a:b"}, {"word": "cat"})]
+    return [*answers(client, "/saemnesia/saes", "/saemnesia/concepts?sae=animals.safetensors",
+                     "/saemnesia/concepts?sae=../x", **options), *([a.status_code, a.json()] for a in found)]
 
 
 def send(button: gr.Button, fields: list, names: list, others: list) -> None:
@@ -65,8 +54,8 @@ def send(button: gr.Button, fields: list, names: list, others: list) -> None:
 
 
 def main(models: Path, port: str) -> None:
-    host = Webui(models, None)
-    host.accordion = InputAccordion
+    torch.manual_seed(0)
+    host = Webui(models, sd_model(random_unet(UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2})))
     with host.installed(), gr.Blocks() as page:
         tabs, sent = [], []
         for tab in ("txt2img", "txt2img", "img2img"):  # the hosts call it more than once
@@ -95,7 +84,7 @@ def serve(page: gr.Blocks, port: int) -> None:
                  "style.css"):
         kind = "text/css" if name.endswith("css") else "text/javascript"
         app.add_api_route(f"/{name}", lambda name=name, kind=kind: FileResponse(REPO / name, media_type=kind))
-    uvicorn.run(gr.mount_gradio_app(app, page, "/page"), host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(gr.mount_gradio_app(app, page.queue(), "/page"), host="127.0.0.1", port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -593,6 +593,11 @@ def test_the_same_modules_with_new_weights_stay_erased(webui, models):
     assert same(webui.generate(*CAT), by_hand(webui, models))
 
 
+def test_the_picture_says_in_how_many_steps_each_concept_was_there(webui):
+    said = webui.generate(True, SAE, "cat, rocket").infotexts[0]["SAEmnesia fired"]
+    assert said == "cat: in 3 of 3 steps, rocket: in none"
+
+
 def test_infotext_is_written_after_the_erasure_and_not_before(webui):
     class Looks:
         seen = []
@@ -732,7 +737,7 @@ def test_pasted_text_restores_every_setting(webui, models):
     read_back = pasted(webui, models, {key: str(value) for key, value in written.items()})
     assert read_back == asked | {"enabled": True, "concepts": "Cat:1.0, dog:0.25"}
     short = webui.generate(*CAT).infotexts[0]
-    assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator"}
+    assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator", "SAEmnesia fired"}
     assert pasted(webui, models, short)["hires"] is True
 
 

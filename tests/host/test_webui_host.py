@@ -283,7 +283,7 @@ def page(host, browser) -> Iterator[Page]:
 
 
 def accordion(page: Page):
-    return page.locator("#script_txt2img_saemnesia_enabled")
+    return page.locator("#script_txt2img_saemnesia_panel")
 
 
 def test_the_sidebar_ticks_erases_and_is_restored_by_paste(host, plain, page):

@@ -22,6 +22,7 @@ import torch  # isort: skip
 
 REPO = Path(__file__).resolve().parents[2]
 VERSIONS = {"gradio-3": "3.41.2", "gradio-4": "4.40.0"}
+TABS = 3
 SHIM = """() => {
   window.gradioApp = () => document
   window.onAfterUiUpdate = (callback) =>
@@ -92,8 +93,9 @@ def page(browser, served) -> Iterator[Page]:
     opened.route("**/*", lambda route: route.continue_() if served.url in route.request.url else route.abort())
     errors: list[Any] = []
     opened.goto(f"{served.url}/page/", wait_until="domcontentloaded")
-    expect(opened.get_by_text("Search concepts").or_(opened.locator(".saemnesia-search").first)).to_be_visible(
-        timeout=60_000)
+    for number in range(TABS):
+        opened.locator(".saemnesia-panel").nth(number).locator(".label-wrap").first.click(timeout=60_000)
+        opened.locator(".saemnesia-panel").nth(number).locator(".label-wrap").nth(1).click()
     opened.on("pageerror", lambda error: errors.append(error.message))
     opened.evaluate(SHIM)
     opened.add_style_tag(url=f"{served.url}/style.css")
@@ -141,17 +143,19 @@ def test_without_any_sae_there_is_a_sidebar_that_a_pasted_text_can_fill(folder, 
 
 
 def test_routes_list_saes_and_concepts(served):
-    saes, concepts, outside = served.said["open"]
+    saes, concepts, outside, unread, misspelt = served.said["open"]
     assert saes == [200, {"saes": ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]}]
     assert concepts[0] == 200 and concepts[1]["base"] == "sd15" and len(concepts[1]["hash"]) == 10
     assert (concepts[1]["places"], concepts[1]["hookpoint"]) == (1, "up_blocks.0.attentions.1")
     assert concepts[1]["concepts"][2] == {"name": "noto style", "kind": "style", "description": "", "measured": None}
     assert outside[0] == 400 and "there is no SAE '../x'" in outside[1]["detail"]
+    assert unread[0] == 400 and "'b' in 'a:b' is not a strength" in unread[1]["detail"]
+    assert misspelt[0] == 400 and "there is no setting 'word'; did you mean 'words'" in misspelt[1]["detail"]
 
 
 def test_routes_ask_for_the_hosts_api_login(served):
-    assert [status for status, _ in served.said["closed"]] == [401] * 3
-    assert [status for status, _ in served.said["wrong"]] == [401] * 3
+    assert [status for status, _ in served.said["closed"]] == [401] * 5
+    assert [status for status, _ in served.said["wrong"]] == [401] * 5
     assert served.said["login"] == served.said["open"]
 
 
@@ -251,3 +255,91 @@ def test_a_new_file_is_there_after_refresh(page, models):
         assert "'sae': 'new.safetensors'" in generate(page)
     finally:
         new.unlink()
+
+
+def panel(page: Page, name: str):
+    return page.locator(f"#script_txt2img_saemnesia_{name}").first
+
+
+def test_to_look_into_it_erases_nothing_and_a_tick_does(page):
+    assert "'enabled': False" in generate(page)
+    expect(page.locator(".saemnesia-on")).to_have_count(0)
+    row(page, "cat").get_by_role("checkbox").check()
+    expect(panel(page, "enabled").locator("input")).to_be_checked()
+    expect(page.locator(".saemnesia-on")).to_have_count(1)
+    page.get_by_label("Result").evaluate("part => { part.value = '' }")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_label("Result")).to_have_value(re.compile("'enabled': True.*'concepts': 'cat'"))
+
+
+def test_words_that_the_file_does_not_have_are_said_while_typing(page):
+    unknown = page.locator(".saemnesia-unknown").first
+    text(page).fill("cat, catt:0.5, Rocket, zebra")
+    expect(unknown).to_have_text("not in this file: catt, zebra")
+    text(page).fill("Cat, #12")
+    expect(unknown).to_have_text("")
+
+
+def test_what_a_file_is_for_and_whether_it_fits_is_said_before_generate(page):
+    about = page.locator(".saemnesia-picker").first
+    expect(about).to_contain_text("For SD 1.x, at up_blocks.0.attentions.1. It fits the loaded checkpoint.")
+    choose_sae(page, "castles.safetensors")
+    expect(about.locator(".saemnesia-error").first).to_contain_text("It does not fit the loaded checkpoint: castles")
+
+
+def test_refresh_says_how_many_there_are_to_choose_from_and_takes_the_only_one(page, models):
+    choose_sae(page, "gone.safetensors")
+    panel(page, "refresh").click()
+    expect(page.locator(".saemnesia-message").first).to_have_text("Choose one of 3 files.")
+    others = [models / "sae" / name for name in ("castles.safetensors", "damaged.safetensors")]
+    for path in others:
+        path.rename(path.with_suffix(".away"))
+    try:
+        panel(page, "refresh").click()
+        expect(row(page, "cat")).to_be_visible()
+        assert "'sae': 'animals.safetensors'" in generate(page)
+    finally:
+        for path in others:
+            path.with_suffix(".away").rename(path)
+
+
+def find(page: Page, words: str, pictures: int = 8) -> None:
+    for name, value in (("pictures", pictures), ("side", 64), ("cfg", 2)):
+        panel(page, name).locator("input").fill(str(value))
+    panel(page, "find").locator("textarea, input").fill(words)
+    panel(page, "find_begin").click()
+
+
+def status(page: Page):
+    return panel(page, "find_status")
+
+
+def test_a_word_is_found_and_ticked(page, models):
+    row(page, "dog").get_by_role("checkbox").check()
+    try:
+        find(page, "zebra:0.5")
+        expect(status(page)).to_contain_text(re.compile(r"step \d+ of 48, about .* left"), timeout=60_000)
+        expect(status(page).locator("progress")).to_be_visible()
+        expect(status(page)).to_contain_text(re.compile(r"zebra: .*% removed.*found in"), timeout=120_000)
+        expect(row(page, "zebra").get_by_role("checkbox")).to_be_checked()
+        expect(text(page)).to_have_value("zebra:0.5")
+        expect(panel(page, "enabled").locator("input")).to_be_checked()
+        said = generate(page)
+        assert "'enabled': True, 'sae': 'small v1 " in said and "'concepts': 'zebra:0.5'" in said
+    finally:
+        for path in (models / "sae").glob("small v1*"):
+            path.unlink()
+
+
+def test_a_search_can_be_stopped_and_leaves_no_file(page, models):
+    find(page, "zebra", 400)
+    expect(status(page)).to_contain_text(re.compile(r"step \d+ of"), timeout=60_000)
+    panel(page, "find_stop").click()
+    expect(status(page)).to_contain_text("stopped: nothing was written", timeout=60_000)
+    assert not list((models / "sae").glob("small v1*")) and text(page).input_value() == ""
+
+
+def test_a_word_that_cannot_be_read_is_a_sentence_beside_the_field(page):
+    find(page, "zebra:much")
+    expect(status(page).locator(".saemnesia-error")).to_contain_text("'much' in 'zebra:much' is not a strength")
+    expect(panel(page, "enabled").locator("input")).not_to_be_checked()
