@@ -17,6 +17,7 @@ from ..sae_models.learning.maps import Maps, joined
 from ..sae_models.learning.measuring import NEURONS, fewest_neurons
 from ..sae_models.learning.prompts import trial
 from ..sae_models.sae import SaeConfig
+from ..sae_models.storage import check_writable
 from ..sae_models.table import Table
 from . import files, measure, patch, training
 from .collect import Collector, fingerprint
@@ -110,6 +111,7 @@ def found(painter: Painter, what: training.Search, out: Path, headers: Sequence[
 
     Raises SaeError when words make no difference to the model.
     """
+    check_writable(out)
     headers, maps = _heard(headers, _maps(painter, what, headers))
     tables, blocks = tables_of(maps), [Block.of(header) for header in headers]
     chosen = [_chosen(painter, what, blocks, tables, i, own) for i in range(len(what.wanted))]

@@ -33,6 +33,22 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, lambda part: part.write_text(text, "utf-8"))
 
 
+def check_writable(path: Path) -> None:
+    """Notice before long work that a file could not be written after it: its folder is made, and a file in it tried.
+
+    Raises SaeError when it could not.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise SaeError(f"{path.name[:80]} cannot be written to {path.parent} ({error.strerror}): choose another name "
+                       f"or folder") from error
+    finally:
+        _remove(part)
+
+
 def _replace(path: Path, save: Any) -> None:
     part = path.with_name(path.name + ".part")
     try:

@@ -17,7 +17,7 @@ from ..concepts import Concept
 from ..errors import SaeError
 from ..formats import Header, Part, Weights, note_measured, read_headers, read_sae, write, write_places
 from ..sae import Sae, SaeConfig
-from ..storage import write_json, write_text
+from ..storage import check_writable, write_json, write_text
 from . import parallel, report, scoring
 from .maps import MakeChunk, Parted, Window, joined, move_together
 from .origin import Origin
@@ -104,6 +104,7 @@ def train_to_file(jobs: Sequence[Job], make: MakeChunk, out: Path, progress: Pro
     if finished(jobs, out):
         return report.from_json(report_of(out))
     run, checkpoint = _run(jobs, make, device), checkpoint_of(out)
+    check_writable(checkpoint)
     if checkpoint.exists():
         run.resume(checkpoint)
     run.run(progress, _saver(run, checkpoint, checkpoint_seconds))

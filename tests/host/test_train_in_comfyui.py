@@ -161,6 +161,22 @@ def test_activations_are_kept_when_asked(host):
     assert (folder / "index.json").exists() and len(list(folder.glob("maps-*.safetensors"))) > 1
 
 
+def test_a_model_that_paints_no_numbers_is_refused_and_the_learning_rate_is_not_blamed(host):
+    made = train(hookpoint="")
+    made["broken"] = node("TestMeddle", model=["checkpoint", 0], how="nan")
+    made["train"]["inputs"]["model"] = ["broken", 0]
+    with pytest.raises(HostError, match="nothing can be learned from this model: it computes values that are no numb"):
+        host.run(made)
+    assert not list(SAES.glob("test training*"))
+
+
+def test_an_inpainting_checkpoint_is_learned_and_measured_too(host, inpainting):
+    made = train(hookpoint="")
+    made["checkpoint"]["inputs"]["ckpt_name"] = inpainting
+    host.run(made)
+    assert len(read_headers(OUT)) == 3 and not unmeasured(OUT)
+
+
 @pytest.mark.parametrize("changes, sentence", [
     ({"concepts": "cat, cat"}, "'cat' is listed twice"),
     ({"prompts": "a photo"}, "the template 'a photo' says no concept"),
@@ -169,6 +185,7 @@ def test_activations_are_kept_when_asked(host):
      f"cross-attentions in them, such as {ATTENTIONS[0]}"),
     ({"hookpoint": f"{HOOKPOINT}, unet.{HOOKPOINT}"}, f"block '{HOOKPOINT}' is listed twice"),
     ({"name": "../elsewhere"}, "is no file name"),
+    ({"name": "test training" + "x" * 230}, "is too long for a file name"),
     ({"concepts": "cat", "prompts": "{}"}, "at least 2 prompts"),
     ({"prompts": "{}\n{} " + "very " * 100}, "keep prompts to train on below 75 tokens"),
 ])
