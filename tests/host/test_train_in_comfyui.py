@@ -41,12 +41,16 @@ def no_files_left():
 
 
 def text_of(outcome) -> str:
-    return outcome.history["outputs"]["train"]["text"][0]
+    """What the node says, and what it has behind the fold."""
+    said = outcome.history["outputs"]["train"]
+    return "\n".join([*said["text"], *said["details"]])
 
 
 def test_a_trained_sae_is_listed_at_once_and_erases(host):
     outcome = host.run(train())
     assert "FVU" in text_of(outcome) and "noto style" in text_of(outcome) and len(outcome.images) == 1
+    assert outcome.history["outputs"]["train"]["text"][0].startswith(f"{OUT.name} is ready: ")
+    assert OUT.with_name("test training.pictures.png").exists()
     listed = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]["sae_name"]
     assert OUT.name in json.dumps(listed)
     header = read_header(OUT)
@@ -144,6 +148,42 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(hos
     assert not checkpoint.exists()
     for name, value in read_sae(OUT)[0].state_dict().items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_a_run_cancelled_while_it_paints_keeps_what_was_painted_and_says_so(host):
+    many = {"pictures": 120, "training_steps": 20, "steps": 6}
+    painted, began = OUT.with_name(OUT.name + ".painted"), host.log.count(LEARNING)
+    prompt_id = host.submit(train(**many))
+    deadline = time.monotonic() + 120
+    while len(list(painted.glob("*.maps"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    asked = time.monotonic()
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    assert time.monotonic() - asked < 5 and host.log.count(LEARNING) == began and not OUT.exists()
+    kept = len(list(painted.glob("*.maps")))
+    text_of(host.run(train(**many)))
+    assert f"SAEmnesia: going on at picture {17 * kept + 1} of " in host.log
+    assert not painted.exists()
+    again = OUT.read_bytes()
+    OUT.unlink()
+    host.run(train(**many))
+    assert OUT.read_bytes() == again and host.log.count("SAEmnesia: going on at picture") == 1
+
+
+def test_pictures_of_another_model_or_prompt_are_never_learned_from(host):
+    painted = OUT.with_name(OUT.name + ".painted")
+    many = {"pictures": 120, "training_steps": 20, "steps": 6}
+    prompt_id = host.submit(train(**many))
+    while not list(painted.glob("*.maps")):
+        time.sleep(0.02)
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    went_on = host.log.count("SAEmnesia: going on at picture")
+    host.run(train(**many | {"prompts": "a photo of {object}, {style}\n{}"}))
+    assert host.log.count("SAEmnesia: going on at picture") == went_on and not painted.exists()
 
 
 def test_what_is_trained_already_is_not_trained_again(host):
