@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..sae_models.learning import plot, report
 from ..sae_models.learning.report import Report
 
-SIDE, COLUMNS, CAPTION = 144, 3, 40
-"""Pixels of a before or after picture, pairs of them a row, and pixels of what stands above each pair."""
+SIDE, GAP, COLUMNS, CAPTION = 144, 4, 3, 40
+"""Pixels of a before or after picture and between the two, pairs of them a row, and pixels above each pair."""
 TELLING = ("fvu", "carry")
 
 
@@ -35,9 +35,10 @@ def _placed(pairs: Sequence[tuple[str, Image.Image, Image.Image]], y: float) -> 
     for i, (name, before, after) in enumerate(pairs):
         x, top = report.MARGIN + (plot.WIDTH - report.MARGIN) // COLUMNS * (i % COLUMNS), int(y)
         top += (SIDE + CAPTION) * (i // COLUMNS) + CAPTION
+        beside = x + SIDE + GAP
         captions += [plot.Text(x, top - 20, name[:40]), plot.Text(x, top - 5, "as it is", plot.GREY, 11),
-                     plot.Text(x + SIDE, top - 5, "erased", plot.GREY, 11)]
-        placed += [(before, (x, top)), (after, (x + SIDE, top))]
+                     plot.Text(beside, top - 5, "erased", plot.GREY, 11)]
+        placed += [(before, (x, top)), (after, (beside, top))]
     return captions, placed, y + (SIDE + CAPTION) * -(-len(pairs) // COLUMNS)
 
 

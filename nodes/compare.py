@@ -1,5 +1,4 @@
 """Before and after: what the model paints of a concept as it is, and from the same noise with the concept erased."""
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from ..sae_models.adapter import LoadedSae, build_edits
 from ..sae_models.erasure import Actuator
 from ..sae_models.learning.prompts import trial
+from ..sae_models.storage import write_file
 from . import patch
 from .chart import SIDE
 from .collect import HELD_OUT
@@ -42,9 +42,7 @@ def pairs(model: Any, clip: Any, what: Lesson, out: Path, decode: Decode,
     if sheet is None:
         sae = LoadedSae.read(out.name, out)
         sheet = _sheet([_pair(model, clip, what, sae, i, decode, tick) for i in range(len(names))])
-        part = kept.with_name(kept.name + ".part")
-        sheet.save(part, "PNG")
-        os.replace(part, kept)
+        write_file(kept, lambda part: sheet.save(part, "PNG"))
     return [(name, *(sheet.crop((x, SIDE * i, x + SIDE, SIDE * (i + 1))) for x in (0, SIDE)))
             for i, name in enumerate(names)]
 

@@ -31,6 +31,7 @@ from ..sae_models.table import read_tables
 from . import measure
 from .collect import HELD_OUT, Collector, fingerprint
 from .painting import Painter, Painting
+from .patch import check_base
 
 HELD_OUT_PICTURES, HELD_OUT_OF_SEVERAL = 64, 32
 """Pictures a trained SAE is judged on, of one place and of several, where each takes more memory."""
@@ -65,7 +66,8 @@ def places(model: ModelPatcher, text: str, start: LoadedSae | None = None) -> li
     """The hookpoints that a user wrote, separated by commas or lines. Where there are none: those of the SAE to go on
     from, or else all cross-attentions that hear the prompt.
 
-    Raises SaeError for a place that the model lacks, that is listed twice, or that hears no prompt.
+    Raises SaeError for a place that the model lacks, that is listed twice, or that hears no prompt, and for an SAE of
+    another base model.
     """
     unet = model.model.diffusion_model
     if not hookpoint.is_unet(unet):
@@ -73,6 +75,7 @@ def places(model: ModelPatcher, text: str, start: LoadedSae | None = None) -> li
                        f"SD 1.x, 2.x or SDXL")
     wanted = [hookpoint.normalise(name) for line in text.splitlines() for name in line.split(",") if name.strip()]
     if start and not wanted:
+        check_base(model, start)
         wanted = [header.hookpoint for header in start.at("").headers]
     attentions = hookpoint.cross_attentions(unet)
     names = _names(hookpoint.hookpoints(unet), attentions, wanted)

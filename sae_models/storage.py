@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     def save(part: Path) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
-    _replace(path, save)
+    write_file(path, save)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -30,7 +31,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text in the same way."""
-    _replace(path, lambda part: part.write_text(text, "utf-8"))
+    write_file(path, lambda part: part.write_text(text, "utf-8"))
 
 
 def check_writable(path: Path) -> None:
@@ -49,7 +50,8 @@ def check_writable(path: Path) -> None:
         _remove(part)
 
 
-def _replace(path: Path, save: Any) -> None:
+def write_file(path: Path, save: Callable[[Path], Any]) -> None:
+    """Write in the same way whatever `save` writes to the path that it is given."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

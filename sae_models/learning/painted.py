@@ -5,6 +5,7 @@ A chunk is a file in a folder beside the run's own, named by a fingerprint of al
 prompts or another size never read it, and remove it. What the run has passed is dropped, so that there is never much
 more on disk than in memory.
 """
+import logging
 import re
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -13,10 +14,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..errors import SaeError
 from ..storage import write_tensors
 from .maps import MakeChunk, Maps, as_dict
 
 SUFFIX = ".maps"
+log = logging.getLogger("saemnesia")
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,13 @@ class Painted:
     make: MakeChunk
 
     def __call__(self, number: int) -> dict[str, Maps]:
-        """Chunk `number`, read where it is there and whole.
-
-        Raises SaeError when the disk is full.
-        """
+        """Chunk `number`, read where it is there and whole."""
         path = self._path(number)
         maps = _read(path) if self.of else None
         if maps is None:
             maps = dict(self.make(number))
             if self.of:
-                write_tensors(path, {f"{place}:{name}": tensor.clone() for place, part in maps.items()
-                                     for name, tensor in as_dict(part).items()})  # places share their labels
+                _write(path, maps)
         return maps
 
     def done(self, below: int) -> int:
@@ -68,6 +67,16 @@ class Painted:
         """None for a file of another run, or an unfinished one."""
         found = re.fullmatch(rf"{self.of}-(\d+){re.escape(SUFFIX)}", path.name)
         return int(found[1]) if found else None
+
+
+def _write(path: Path, maps: dict[str, Maps]) -> None:
+    """A chunk as a file; where the disk is full, the run goes on without it."""
+    tensors = {f"{place}:{name}": tensor.clone() for place, part in maps.items()  # places share their labels
+               for name, tensor in as_dict(part).items()}
+    try:
+        write_tensors(path, tensors)
+    except SaeError as error:
+        log.warning("SAEmnesia: what is painted is not kept: %s", error)
 
 
 def _read(path: Path) -> dict[str, Maps] | None:

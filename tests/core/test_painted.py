@@ -5,6 +5,7 @@ import pytest
 from test_several import Stopped, ignore, jobs, maps_at, stop_at
 from test_several import make as painted_maps
 
+from sae_models import storage
 from sae_models.learning.job import painted_of, train_to_file
 from sae_models.learning.maps import Maps
 from sae_models.learning.pace import Pace, Stopwatch
@@ -95,6 +96,18 @@ def test_there_is_no_more_on_disk_than_in_memory_once_the_run_has_passed_it(out)
     make = Painting()
     train_to_file(small, make, out, ignore, painting="a")
     assert min(make.made) > 5
+
+
+def test_where_the_disk_has_no_room_for_them_the_run_goes_on_without(out, whole, monkeypatch, caplog):
+    replace = storage.os.replace
+
+    def full(part: Path, path: Path) -> None:
+        if path.suffix == ".maps":
+            raise OSError(28, "No space left on device")
+        replace(part, path)
+    monkeypatch.setattr(storage.os, "replace", full)
+    train_to_file(jobs(), painted_maps, out, ignore, painting="a")
+    assert out.read_bytes() == whole.read_bytes() and "what is painted is not kept: the disk is full" in caplog.text
 
 
 def test_what_is_stored_for_good_is_not_kept_twice(out):

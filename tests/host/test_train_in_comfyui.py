@@ -9,7 +9,7 @@ from canvas_graphs import erase, graph, latents
 from host_graphs import node
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME
+from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME, write_sae
 
 from sae_models.adapter import LoadedSae
 from sae_models.formats import read_header, read_headers, read_sae
@@ -129,6 +129,19 @@ def test_an_sae_that_is_there_is_taught_other_concepts(host):
     more["train"]["inputs"]["hookpoint"] = "down_blocks.1.attentions.0"
     with pytest.raises(HostError, match=f"{OUT.name} cannot be gone on from: it reads {HOOKPOINT}"):
         host.run(more)
+
+
+def test_an_sae_of_another_model_is_refused_as_that_and_a_wrong_block_as_the_models(host):
+    path = SAES / "test training other.safetensors"
+    write_sae(path, base="sdxl", hookpoint="up_blocks.9.attentions.9")
+    made = train(hookpoint="")
+    made["sae"] = node("SAEmnesiaLoadSAE", sae_name=path.name, hookpoint="")
+    made["train"]["inputs"]["start"] = ["sae", 0]
+    with pytest.raises(HostError, match=f"{path.name} was trained on a sdxl model and this one is sd15"):
+        host.run(made)
+    made["train"]["inputs"]["hookpoint"] = "up_blocks.1.attentions.1"
+    with pytest.raises(HostError, match="this model has no block 'up_blocks.1.attentions.1' to learn; it has"):
+        host.run(made)
 
 
 def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(host):
