@@ -1,50 +1,55 @@
-"""Pictures of a training run for the page: its curve while it runs, curve and report at the end. PIL is the host's."""
+"""Pictures of a training run for the page: its curves while it runs, at the end what came of it. PIL is the host's."""
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..sae_models.learning import plot, report
 from ..sae_models.learning.report import Report
 
-WIDTH, HEIGHT, MARGIN, LINE = 640, 240, 30, 18
-COLUMNS = (0, 170, 240, 310, 380, 450, 530, 770)
-COLORS = ("#2060c0", "#c08020", "#208040", "#a03060", "#707070", "#40a0a0")
+SIDE, GAP, COLUMNS, CAPTION = 144, 4, 3, 40
+"""Pixels of a before or after picture and between the two, pairs of them a row, and pixels above each pair."""
+TELLING = ("fvu", "carry")
 
 
 def curve_picture(curve: Sequence[dict[str, float]], steps: int) -> Image.Image:
-    """One line a number, each scaled to its own highest value after the first tenth."""
-    page = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
-    names = [name for name in dict.fromkeys(key for point in curve for key in point) if name != "step"]
-    for number, (name, color) in enumerate(zip(names, COLORS, strict=False)):
-        points = [(point["step"] / steps, point[name]) for point in curve if name in point]
-        top = max([value for _, value in points[len(points) // 10:]] + [1e-9])
-        line = [(MARGIN + x * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - min(1.0, y / top) * (HEIGHT - 2 * MARGIN))
-                for x, y in points]
-        if len(line) > 1:
-            draw.line(line, fill=color, width=2)
-        draw.text((WIDTH - 190, 8 + LINE * number), f"{name} {points[-1][1]:.4g} (top {top:.3g})", color, font)
-    draw.text((MARGIN, HEIGHT - 22), f"step {curve[-1]['step'] if curve else 0} of {steps}", "black", font)
+    """The curves that tell most, as far as they go, narrow enough for a node."""
+    shapes, height = plot.curves(curve, steps, only=TELLING)
+    return _page(shapes, height, plot.WIDTH // 2)
+
+
+def report_picture(result: Report, steps: int, pairs: Sequence[tuple[str, Image.Image, Image.Image]]) -> Image.Image:
+    """What came of it in words, pictures of some concepts (name, before, after), the curves, and last the numbers."""
+    words, y = report.words_drawn(result, 0.0)
+    captions, placed, y = _placed(pairs, y)
+    plots, y = plot.curves(result.curve, steps, y + report.ROW)
+    numbers, y = report.numbers_drawn(result, y)
+    page = _page([*words, *captions, *plots, *numbers], y)
+    for picture, at in placed:
+        page.paste(picture.resize((SIDE, SIDE)), at)
     return page
 
 
-def report_picture(report: Report, steps: int) -> Image.Image:
-    """The curve, and below it a line a concept."""
-    summary = report.as_text().splitlines()[0]
-    font = ImageFont.load_default(14)
-    columns = _columns(report)
-    page = Image.new("RGB", (WIDTH + 340, HEIGHT + LINE * (len(columns) + 3)), "white")
-    page.paste(curve_picture(report.curve, steps), (0, 0))
+def _placed(pairs: Sequence[tuple[str, Image.Image, Image.Image]], y: float) -> tuple[list, list, float]:
+    """(captions, pictures with their places, where they end) below y."""
+    captions, placed = [], []
+    for i, (name, before, after) in enumerate(pairs):
+        x, top = report.MARGIN + (plot.WIDTH - report.MARGIN) // COLUMNS * (i % COLUMNS), int(y)
+        top += (SIDE + CAPTION) * (i // COLUMNS) + CAPTION
+        beside = x + SIDE + GAP
+        captions += [plot.Text(x, top - 20, name[:40]), plot.Text(x, top - 5, "as it is", plot.GREY, 11),
+                     plot.Text(beside, top - 5, "erased", plot.GREY, 11)]
+        placed += [(before, (x, top)), (after, (beside, top))]
+    return captions, placed, y + (SIDE + CAPTION) * -(-len(pairs) // COLUMNS)
+
+
+def _page(shapes: Sequence[plot.Shape], height: float, width: int = plot.WIDTH) -> Image.Image:
+    """Drawn at twice the size and halved, which makes lines smooth."""
+    page = Image.new("RGB", (2 * width, 2 * max(1, round(height))), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, HEIGHT), summary, "black", font)
-    for number, row in enumerate(columns):
-        for x, text in zip(COLUMNS, row, strict=True):
-            draw.text((MARGIN + x, HEIGHT + LINE * (number + 2)), text, "black" if number else "#707070", font)
-    return page
-
-
-def _columns(report: Report) -> list[tuple[str, ...]]:
-    head = ("concept", "neuron", "score", "next", "fires in", "right in", "erased", "most often confused with")
-    return [head] + [
-        (c.name, str(c.latent), f"{c.score:.3f}", f"{c.runner_up:.3f}", f"{c.recall:.0%}", f"{c.precision:.0%}",
-         c.effect() or "not measured", f"{c.confused_with} ({c.confusion:.0%})" if c.confused_with else "none")
-        for c in report.concepts]
+    for shape in shapes:
+        if isinstance(shape, plot.Line):
+            draw.line([(2 * x, 2 * y) for x, y in shape.points], shape.color, round(2 * shape.width))
+        else:
+            draw.text((2 * shape.x, 2 * shape.y), shape.text, shape.color, ImageFont.load_default(2 * shape.size),
+                      anchor="rs" if shape.end else "ls")
+    return page.resize((page.width // 2, page.height // 2), Image.Resampling.LANCZOS)

@@ -1,6 +1,7 @@
 """The command that trains on a checkpoint (`train.py` runs it): load, paint, learn, write."""
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
 from ..sae_models.learning import parallel
 from ..sae_models.learning.lesson import Lesson, lesson
+from ..sae_models.learning.maps import MakeChunk, Maps
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.report import Report
 from ..sae_models.learning.train import add_options, jobs_of, main, run
 from . import training
+from .patch import check_base
 
 
 def options() -> argparse.Namespace:
@@ -55,13 +58,16 @@ def train() -> None:
         raise SaeError(f"there is no checkpoint {given.checkpoint}")
     model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(given.checkpoint), output_vae=False)
     start = LoadedSae.read(given.start.name, given.start) if given.start else None
+    if start:
+        check_base(model, start)
     places = places_of(model.model.diffusion_model, ",".join(given.hookpoint), start)
     what = what if len(places) == 1 else what.holding_out()
     origins = training.origins(model, what, places)
     make = training.source(model, clip, what, origins, given.keep, lambda x0: None)
-    chunks = origins[0].chunks + len(origins[0].held_out)
+    shown = Batches(origins[0].chunks + len(origins[0].held_out))
     jobs = [replace(job, made_on=given.checkpoint.stem) for job in jobs_of(given, origins)]
-    run(jobs, said(make, chunks), given, partial(measured, model, clip, what, given.out))
+    run(jobs, shown.making(make), given, partial(measured, model, clip, what, given.out),
+        "" if given.keep else training.painting_of(model, clip, what, places), shown.going_on)
 
 
 def measured(model: Any, clip: Any, what: Lesson, out: Path, report: Report) -> Report:
@@ -71,19 +77,31 @@ def measured(model: Any, clip: Any, what: Lesson, out: Path, report: Report) -> 
         return training.measured(model, clip, what, out, report, lambda x0: None)
 
 
-def said(make, chunks: int):
-    """`make`, which says how long painting takes."""
-    began, done = time.monotonic(), 0
+class Batches:
+    """Says how far painting is, and how long the rest of it takes."""
 
-    def chunk(number: int):
-        nonlocal done
-        with torch.inference_mode():
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.painted, self.seconds = total, 0, 0, 0.0
+
+    def going_on(self, done: int) -> None:
+        self.done = done
+        if done and parallel.world()[0] == 0:
+            print(f"going on after {done} batches of {self.total}", flush=True)
+
+    def making(self, make: MakeChunk) -> MakeChunk:
+        def chunk(number: int) -> Mapping[str, Maps]:
+            began = time.monotonic()
             maps = make(number)
-        done += 1
+            self._say(time.monotonic() - began)
+            return maps
+        return chunk
+
+    def _say(self, seconds: float) -> None:
+        self.done, self.painted, self.seconds = self.done + 1, self.painted + 1, self.seconds + seconds
+        each = self.seconds / self.painted
         if parallel.world()[0] == 0:
-            print(f"painted {done} batches of {chunks}, {(time.monotonic() - began) / done:.0f} s each", flush=True)
-        return maps
-    return chunk
+            print(f"painted {self.done} batches of {self.total}, {each:.0f} s each, "
+                  f"{each * max(0, self.total - self.done) / 60:.1f} min of painting left", flush=True)
 
 
 if __name__ == "__main__":

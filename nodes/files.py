@@ -13,6 +13,8 @@ from ..sae_models.formats import Header
 
 FOLDER = "sae"
 NONE = "(no file in models/sae yet)"
+LONGEST = 200
+"""Bytes of a file's name, so that there is room for what is written beside it."""
 SaeType = io.Custom("SAEMNESIA_SAE")
 
 
@@ -57,7 +59,9 @@ def new_path(name: str) -> Path:
     """
     plain = name.strip().removesuffix(".safetensors")
     if not plain or any(c in plain for c in '/\\:*?"<>|') or plain.startswith("."):
-        raise SaeError(f"'{name}' is no file name: write a name without / \\ : * ? \" < > |")
+        raise SaeError(f"'{name[:80]}' is no file name: write a name without / \\ : * ? \" < > |")
+    if len(plain.encode()) > LONGEST:
+        raise SaeError(f"'{plain[:40]}...' is too long for a file name: write at most {LONGEST} letters")
     folder = Path(folder_paths.models_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{plain}.safetensors"

@@ -2,6 +2,12 @@
 from comfy_api.latest import io
 
 
+def folded(one: io.Input) -> io.Input:
+    """An input that the page shows only when asked; an older host takes no such word where an input is made."""
+    one.extra_dict = {**(one.extra_dict or {}), "advanced": True}
+    return one
+
+
 def painting_inputs(steps: int) -> list[io.Input]:
     """How pictures to learn from are painted."""
     return [

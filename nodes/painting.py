@@ -103,7 +103,8 @@ class Step:
         """The pictures [n, ...] that the model predicts with these n prompts."""
         model, both, x, t = self.executor.class_obj, self.painter.encoded(texts), self.x, self.t
         size = {"width": self.painter.painting.width, "height": self.painter.painting.height}
-        conds = model.extra_conds(noise=x, device=x.device, cross_attn=both.context, pooled_output=both.pooled, **size)
+        conds = model.extra_conds(noise=x, device=x.device, cross_attn=both.context, pooled_output=both.pooled,
+                                  latent_image=torch.zeros_like(x), **size)
         conds = {name: cond.process_cond(batch_size=len(x), device=x.device, area=None).cond
                  for name, cond in conds.items()}
         with tapped(model.diffusion_model, self.options, taps or {}) as options:

@@ -6,6 +6,27 @@ import comfy.utils
 import latent_preview
 import torch
 
+from ..sae_models.learning.pace import Pace
+
+EVENT = "saemnesia.progress"
+"""What `web/js/node_report.js` listens to: {"node": id, "text": a line}."""
+
+
+class Preview:
+    """Pictures as the host shows them while it paints, or roughly where it was told to show none: a long time of
+    painting unseen is too long."""
+
+    def __init__(self, model: Any) -> None:
+        latent = model.model.latent_format
+        self.previewer = latent_preview.get_previewer(model.load_device, latent)
+        if self.previewer is None and latent.latent_rgb_factors is not None:
+            self.previewer = latent_preview.Latent2RGBPreviewer(latent.latent_rgb_factors,
+                                                                latent.latent_rgb_factors_bias)
+
+    def __call__(self, x0: torch.Tensor | None) -> tuple | None:
+        """What a progress bar shows of latents."""
+        return self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer and x0 is not None else None
+
 
 class Progress:
     """Of so many sampling steps; call it at each of them with the latents as far as they are painted, or None for a
@@ -14,29 +35,23 @@ class Progress:
 
     def __init__(self, model: Any, steps: int, node: str | None, about: str) -> None:
         self.bar = comfy.utils.ProgressBar(steps, node_id=node)
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.steps, self.node, self.about = steps, node, about
+        self.preview, self.node, self.painting, self.about = Preview(model), node, Pace(steps), about
+        self.last = time.monotonic()
         say(node, about)
-        self.began, self.done, self.painted = time.monotonic(), 0, 0
 
     def __call__(self, x0: torch.Tensor | None) -> None:
-        self.done += 1
-        self.painted += x0 is not None
-        left = (time.monotonic() - self.began) / max(1, self.painted) * (self.steps - self.done)
-        say(self.node, f"{self.about}: painting to learn from, step {self.done} of {self.steps}, about "
-                       f"{in_words(left)} left" if self.done < self.steps else f"{self.about}: learned")
-        preview = None if x0 is None or self.previewer is None else \
-            self.previewer.decode_latent_to_preview_image("JPEG", x0)
-        self.bar.update_absolute(self.done, preview=preview)
+        now = time.monotonic()
+        self.painting.did(None if x0 is None else now - self.last)
+        self.last, painting = now, self.painting
+        doing = f"painting to learn from, step {painting.done} of {painting.total}{painting.left()}"
+        say(self.node, f"{self.about}: {doing if painting.done < painting.total else 'learned'}")
+        self.bar.update_absolute(painting.done, preview=self.preview(x0))
 
 
 def say(node: str | None, text: str) -> None:
-    """Show a line on a node while it works, where the host can."""
+    """Show a line on a node while it works."""
     if node:
         from server import PromptServer  # a command has no node, and no server
-        if hasattr(PromptServer.instance, "send_progress_text"):
-            PromptServer.instance.send_progress_text(text, node)
+        server = PromptServer.instance
+        server.send_sync(EVENT, {"node": node, "text": text}, server.client_id)
 
-
-def in_words(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

@@ -1,6 +1,5 @@
 """*SAEmnesia Train*: an SAE on the user's own model, at one place or several, from a list of concepts."""
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,20 +10,25 @@ import torch
 from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
-from ..sae_models.learning.job import Job, train_to_file
-from ..sae_models.learning.lesson import lesson
+from ..sae_models.learning.job import Job, train_to_file, unmeasured
+from ..sae_models.learning.lesson import Lesson, lesson
 from ..sae_models.learning.losses import Weights, push_at
+from ..sae_models.learning.maps import MakeChunk, Maps
 from ..sae_models.learning.origin import Origin
+from ..sae_models.learning.pace import Pace, Stopwatch
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
-from . import chart, files, progress, training
-from .inputs import painting_inputs
-from .patch import log
+from . import chart, compare, files, patch, progress, training
+from .inputs import folded, painting_inputs
+from .progress import Preview
 
 GIGABYTE = 10**9
+WEIGHTS = (600, 300, 60, 40)
+"""Of the bar: painting, learning, measuring, comparing."""
+PARTS = sum(WEIGHTS)
 
 
 class Preset(NamedTuple):
@@ -84,11 +88,12 @@ class Train(io.ComfyNode):
                 io.Int.Input("training_steps", default=3500, min=2, max=10_000_000, tooltip=(
                     "How long it learns from them. More learns better, up to a point.")),
                 *painting_inputs(steps=20),
-                io.String.Input("hookpoint", default="", tooltip=(
+                folded(io.String.Input("hookpoint", default="", tooltip=(
                     "Empty: every cross-attention of the model, where words enter (start here). Or blocks of your "
                     "own choice, separated by commas, such as up_blocks.1.attentions.1, where SD 1.x decides what an "
-                    "object is.")),
-                io.Int.Input("k", default=32, min=1, max=1024, tooltip="How many neurons may fire for a place."),
+                    "object is."))),
+                folded(io.Int.Input("k", default=32, min=1, max=1024, tooltip=(
+                    "How many neurons may fire for a place."))),
                 io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
                     "Another seed, other pictures.")),
                 io.Boolean.Input("keep_activations", default=False, tooltip=(
@@ -97,6 +102,9 @@ class Train(io.ComfyNode):
                 files.SaeType.Input("start", optional=True, tooltip=(
                     "An SAE of the same places, yours or a published one, to teach the concepts. Then all steps go "
                     "into the concepts, and k is that SAE's. Without it a new SAE is trained first.")),
+                io.Vae.Input("vae", optional=True, tooltip=(
+                    "The model's VAE, for the pictures before and after erasing in the report. Without it they are "
+                    "as rough as the host's previews.")),
             ],
             outputs=[files.SaeType.Output("sae", display_name="SAE"), io.Image.Output("report_picture"),
                      io.String.Output("report")],
@@ -109,30 +117,36 @@ class Train(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, name: str, concepts: str, prompts: str, memory: str, pictures: int,
                 training_steps: int, width: int, height: int, steps: int, cfg: float, hookpoint: str, k: int, seed: int,
-                keep_activations: bool, start: LoadedSae | None = None) -> io.NodeOutput:
+                keep_activations: bool, start: LoadedSae | None = None, vae: Any = None) -> io.NodeOutput:
         preset, out = PRESETS[memory], files.new_path(name)
         painting = Painting(width, height, steps, cfg, batch=min(preset.at_once, pictures), seed=seed)
         what = lesson(concepts, prompts, painting, pictures)
         progress.say(cls.hidden.unique_id, understood(what.subjects))
-        log.info("SAEmnesia: understood as %s", understood(what.subjects))
+        patch.log.info("SAEmnesia: understood as %s", understood(what.subjects))
+        if start:
+            patch.check_base(model, start)
         places = places_of(model.model.diffusion_model, hookpoint, start)
         what = what if len(places) == 1 else what.holding_out()
         origins = training.origins(model, what, places)
         first = 0 if start else max(1, training_steps * 3 // 7)
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
         jobs = [replace(job, made_on=files.checkpoint(cls.hidden)) for job in preset.jobs(origins, k, settings)]
-        shown = Shown(origins[0], painting.steps, settings.steps, cls.hidden.unique_id)
+        shown = Shown(model, what, origins[0], settings.steps, cls.hidden.unique_id)
         keep = out.with_name(out.stem + ".activations") if keep_activations else None
-        make = training.source(model, clip, what, origins, keep, shown.painted)
+        make = shown.making(training.source(model, clip, what, origins, keep, shown.painted))
+        painting_of = "" if keep else training.painting_of(model, clip, what, places)
         device = comfy.model_management.get_torch_device()
         with torch.inference_mode(False), torch.enable_grad():
             jobs = [job.starting_from(start.path) for job in jobs] if start else jobs
             comfy.model_management.free_memory(sum(_needed(job.config) for job in jobs) + GIGABYTE, device)
-            report = train_to_file(jobs, _inference(make), out, shown.trained, device)
+            report = train_to_file(jobs, make, out, shown.trained, device, painting=painting_of,
+                                   going_on=shown.going_on)
+        shown.finishing(len(unmeasured(out)))
         report = training.measured(model, clip, what, out, report, shown.measured)
-        picture = np.asarray(chart.report_picture(report, settings.steps), dtype=np.float32) / 255
-        return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(),
-                             ui={"text": [report.as_text()], "sae": [out.name]})
+        pairs = compare.pairs(model, clip, what, out, compare.decoder(model, vae), shown.compared)
+        picture = np.asarray(chart.report_picture(report, settings.steps, pairs), dtype=np.float32) / 255
+        return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(), ui={
+            "text": [f"{out.name} is ready: {report.in_words()}"], "details": [report.numbers()], "sae": [out.name]})
 
 
 def _needed(config: SaeConfig) -> int:
@@ -140,48 +154,83 @@ def _needed(config: SaeConfig) -> int:
     return 2 * config.d_sae * config.d_in * 4 * 4
 
 
-def _inference(make):
-    def chunk(number: int):
-        with torch.inference_mode():
-            return make(number)
-    return chunk
-
-
 class Shown:
-    """Progress of painting, training and measuring in the page: bar, curve and time left. A cancelled run is stopped
-    here, within a step: the host's progress bar raises too."""
+    """Progress of painting, learning, measuring and comparing in the page: the bar, the picture that is being painted
+    or the curve, and the time left of each, which is told from its own steps alone. A cancelled run is stopped here,
+    within a step: the host's progress bar raises too."""
 
-    def __init__(self, origin: Origin, sampling_steps: int, steps: int, node: str | None) -> None:
-        self.painting, self.steps, self.node = (origin.chunks + len(origin.held_out)) * sampling_steps, steps, node
-        self.measuring = len(origin.subjects) * sampling_steps
-        self.bar = comfy.utils.ProgressBar(self.painting + steps + self.measuring, node_id=node)
+    def __init__(self, model: Any, what: Lesson, origin: Origin, steps: int, node: str | None) -> None:
+        self.a_batch, self.at_once, self.node = what.painting.steps, what.painting.batch, node
+        self.painting = Pace((origin.chunks + len(origin.held_out)) * self.a_batch)
+        self.learning = Pace(steps)
+        self.measuring = Pace(len(what.subjects) * self.a_batch)
+        self.comparing = Pace(compare.steps(what))
+        self.bar, self.preview = comfy.utils.ProgressBar(PARTS, node_id=node), Preview(model)
         self.curve: list[dict[str, float]] = []
-        self.ticks, self.step, self.measures, self.began = 0, 0, 0, time.monotonic()
+        self.watch = Stopwatch()
+
+    def making(self, make: MakeChunk) -> MakeChunk:
+        """`make`; a chunk that was stored counts as painted."""
+        def chunk(number: int) -> Mapping[str, Maps]:
+            done = self.painting.done
+            maps = make(number)
+            self.painting.done = min(done + self.a_batch, self.painting.total)
+            return maps
+        return chunk
+
+    def going_on(self, chunks: int) -> None:
+        self.painting.done = chunks * self.a_batch
+        if chunks:
+            patch.log.info("SAEmnesia: going on at picture %d of %d", chunks * self.at_once + 1, self._pictures())
+            self._update(f"going on at picture {chunks * self.at_once + 1} of {self._pictures()}")
 
     def painted(self, x0: torch.Tensor | None) -> None:
-        self.ticks += 1
-        self._update(None)
+        batch = self.painting.done // self.a_batch
+        self.watch.did(self.painting)
+        which = f"picture {batch + 1}" if self.at_once == 1 else \
+            f"pictures {batch * self.at_once + 1} to {(batch + 1) * self.at_once}"
+        then = f"; {self._learned()}" if self.learning.done else ", then it learns"
+        self._update(f"painting {which} of {self._pictures()}{self.painting.left()}{then}", self.preview(x0))
 
     def trained(self, step: int, numbers: dict[str, float]) -> None:
-        if self.step == 0:
-            log.info("SAEmnesia: pictures painted, learning from them, step %d of %d", step, self.steps)
-        self.step = step
+        if self.learning.done == 0:
+            patch.log.info("SAEmnesia: pictures painted, learning from them, step %d of %d", step, self.learning.total)
+        self.learning.done = step - 1
+        self.watch.did(self.learning)
         if numbers:
             self.curve.append({"step": step} | numbers)
-            self._update(("JPEG", chart.curve_picture(self.curve, self.steps), None))
+            self._update(self._learned(), ("JPEG", chart.curve_picture(self.curve, self.learning.total), None))
         else:
             comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def measured(self, x0: torch.Tensor | None) -> None:
-        self.measures += 1
-        self._update(None)
+    def finishing(self, concepts: int) -> None:
+        """From here on: so many concepts are to be measured."""
+        self.painting.done, self.learning.done = self.painting.total, self.learning.total
+        self.measuring.total = concepts * self.a_batch
 
-    def _update(self, preview: tuple | None) -> None:
-        done = min(self.ticks, self.painting) + self.step + self.measures
-        left = (time.monotonic() - self.began) / max(done, 1) * (self.painting + self.steps + self.measuring - done)
-        progress.say(self.node, f"painted {self.ticks}/{self.painting} steps, learned {self.step}/{self.steps}, "
-                                f"measured {self.measures}/{self.measuring}, about {progress.in_words(left)} left")
-        self.bar.update_absolute(done, preview=preview)
+    def measured(self, x0: torch.Tensor | None) -> None:
+        at = self.measuring.done // self.a_batch + 1
+        self.watch.did(self.measuring)
+        self._update(f"measuring what is removed: concept {at} of {self.measuring.total // self.a_batch}"
+                     f"{self.measuring.left()}", self.preview(x0))
+
+    def compared(self, x0: torch.Tensor | None) -> None:
+        at = self.comparing.done // self.a_batch + 1
+        self.measuring.done = self.measuring.total
+        self.watch.did(self.comparing)
+        self._update(f"painting before and after: picture {at} of {self.comparing.total // self.a_batch}"
+                     f"{self.comparing.left()}", self.preview(x0))
+
+    def _pictures(self) -> int:
+        return self.painting.total // self.a_batch * self.at_once
+
+    def _learned(self) -> str:
+        return f"learned {self.learning.done} of {self.learning.total} steps{self.learning.left()}"
+
+    def _update(self, text: str, preview: tuple | None = None) -> None:
+        shares = zip((self.painting, self.learning, self.measuring, self.comparing), WEIGHTS, strict=True)
+        progress.say(self.node, text)
+        self.bar.update_absolute(sum(round(pace.share * weight) for pace, weight in shares), preview=preview)
 
 
 NODES = [Train]

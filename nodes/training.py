@@ -1,4 +1,5 @@
 """Train an SAE on a model that is loaded in the host: what node and command share, from concept list to file."""
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -42,15 +43,27 @@ def origins(model: ModelPatcher, what: Lesson, hookpoints: Sequence[str]) -> lis
                    held_out, about) for name in hookpoints]
 
 
+def painting_of(model: ModelPatcher, clip: Any, what: Lesson, hookpoints: Sequence[str]) -> str:
+    """A fingerprint of what is painted to learn some places from: another for another model, text encoder, prompt or
+    setting of the pictures.
+
+    Raises SaeError for a prompt that is too long.
+    """
+    heard = float(Painter(model, clip, what.painting).encoded([what.prompts[0].text]).context.double().sum())
+    of = f"{fingerprint(model)} {heard} {what} {[*hookpoints]} {TOKENS}"
+    return hashlib.sha256(of.encode()).hexdigest()[:16]
+
+
 def source(model: ModelPatcher, clip: Any, what: Lesson, made_of: Sequence[Origin], keep: Path | None,
            tick: Callable[[torch.Tensor | None], None]) -> MakeChunk:
-    """Makes the chunks of some origins; `keep` is a folder to store them in, None to store nothing."""
+    """Makes the chunks of some origins; `keep` is a folder to store them in for good, None to store nothing."""
     blocks = [Block(origin.hookpoint, origin.residual) for origin in made_of]
     painter = Painter(untouched(model), clip, what.painting, tick)
     collector = Collector(painter, what.prompts, len(what.subjects), blocks, TOKENS if len(blocks) > 1 else None)
 
     def chunk(number: int) -> dict[str, Maps]:
-        return {block.hookpoint: maps for block, maps in collector.chunk(number).items()}
+        with torch.inference_mode():
+            return {block.hookpoint: maps for block, maps in collector.chunk(number).items()}
     return chunk if keep is None else keeping(keep, made_of, chunk)
 
 

@@ -3,6 +3,7 @@ here (safetensors gives its own to the owner alone). A full disk is one sentence
 import errno
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     def save(part: Path) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
-    _replace(path, save)
+    write_file(path, save)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -31,10 +32,27 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text in the same way."""
-    _replace(path, lambda part: part.write_text(text, "utf-8"))
+    write_file(path, lambda part: part.write_text(text, "utf-8"))
 
 
-def _replace(path: Path, save: Any) -> None:
+def check_writable(path: Path) -> None:
+    """Notice before long work that a file could not be written after it: its folder is made, and a file in it tried.
+
+    Raises SaeError when it could not.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise SaeError(f"{path.name[:80]} cannot be written to {path.parent} ({error.strerror}): choose another name "
+                       f"or folder") from error
+    finally:
+        _remove(part)
+
+
+def write_file(path: Path, save: Callable[[Path], Any]) -> None:
+    """Write in the same way whatever `save` writes to the path that it is given."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,12 +88,19 @@ class _Recorder:
         return {block: output.flatten(2).mT if output.ndim == 4 else output for block, output in seen.items()}
 
     def _kept(self, *pair: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A pair of maps as fp16 on the CPU, thinned to the same random tokens."""
+        """A pair of maps as fp16 on the CPU, thinned to the same random tokens.
+
+        Raises SaeError when they hold something that is no number.
+        """
         count, most = pair[0].shape[1], self.collector.tokens
-        if most is None or count <= most:
-            return tuple(part.to("cpu", torch.float16) for part in pair)
-        chosen = torch.randperm(count, generator=self.generator)[:most].to(pair[0].device)
-        return tuple(part[:, chosen].to("cpu", torch.float16) for part in pair)
+        chosen = slice(None)
+        if most is not None and count > most:
+            chosen = torch.randperm(count, generator=self.generator)[:most].to(pair[0].device)
+        kept = tuple(part[:, chosen].to("cpu", torch.float16) for part in pair)
+        if not all(bool(part.isfinite().all()) for part in kept):
+            raise SaeError("nothing can be learned from this model: it computes values that are no numbers (NaN or "
+                           "infinite); start ComfyUI with --fp32-unet, or load another checkpoint")
+        return kept
 
     def maps(self) -> dict[Block, Maps]:
         with torch.inference_mode(False):

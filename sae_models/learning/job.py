@@ -2,8 +2,8 @@
 
 A job is the SAE of one place. Several jobs that learn from the same pictures are one run and one file, in which a
 concept has a neuron at each place. An SAE that is there already, ours or published, can be gone on from: only the
-concepts are then learned. While it runs, `<file>.training` holds its whole state; the same jobs started again go on
-from there.
+concepts are then learned. While it runs, `<file>.training` holds its whole state and `<file>.painted` what was painted;
+the same jobs started again go on from there.
 """
 import hashlib
 import time
@@ -17,11 +17,12 @@ from ..concepts import Concept
 from ..errors import SaeError
 from ..formats import Header, Part, Weights, note_measured, read_headers, read_sae, write, write_places
 from ..sae import Sae, SaeConfig
-from ..storage import write_json, write_text
+from ..storage import check_writable, write_json, write_text
 from . import parallel, report, scoring
 from .maps import MakeChunk, Parted, Window, joined, move_together
 from .origin import Origin
-from .run import Progress, Run, Several
+from .painted import Painted
+from .run import Progress, Run, Several, saved_if_stopped
 from .training import SCORED_MAPS, Trainer, TrainSettings
 
 CHECKPOINT_SECONDS = 120.0
@@ -72,6 +73,10 @@ def checkpoint_of(out: Path) -> Path:
     return out.with_name(out.name + ".training")
 
 
+def painted_of(out: Path) -> Path:
+    return out.with_name(out.name + ".painted")
+
+
 def report_of(out: Path) -> Path:
     return out.with_name(out.stem + ".report.json")
 
@@ -96,23 +101,43 @@ def finished(jobs: Sequence[Job], out: Path) -> bool:
 
 
 def train_to_file(jobs: Sequence[Job], make: MakeChunk, out: Path, progress: Progress,
-                  device: torch.device | str = "cpu", checkpoint_seconds: float = CHECKPOINT_SECONDS) -> report.Report:
+                  device: torch.device | str = "cpu", checkpoint_seconds: float = CHECKPOINT_SECONDS,
+                  painting: str = "", going_on: Callable[[int], None] = lambda chunks: None) -> report.Report:
     """Train, or go on training, and write `out`, `<out>.report.json` and `.report.svg`; what is finished is only read.
 
-    jobs: one a place, of the same pictures. Raises SaeError for an `out` that is something else, a checkpoint of
-    another run, a loss that is not a number, and a full disk.
+    jobs: one a place, of the same pictures; painting: a fingerprint of what `make` paints, to keep it on disk until
+    `out` is written; going_on: told how many chunks are there already. Where a run goes on, `progress` is called before
+    its first step too. Raises SaeError for an `out` that is something else, a checkpoint of another run, a loss that is
+    not a number, and a full disk.
     """
+    painted, checkpoint = Painted(painted_of(out), painting, make), checkpoint_of(out)
     if finished(jobs, out):
+        painted.remove()
         return report.from_json(report_of(out))
-    run, checkpoint = _run(jobs, make, device), checkpoint_of(out)
-    if checkpoint.exists():
-        run.resume(checkpoint)
-    run.run(progress, _saver(run, checkpoint, checkpoint_seconds))
-    result = _finish(jobs, run, out)
+    run, save = _begun(jobs, painted, checkpoint, device, checkpoint_seconds)
+    going_on(painted.done(jobs[0].origin.chunks))
+    if run.step:
+        progress(run.step, {})
+    run.run(progress, save)
+    with saved_if_stopped(save):
+        result = _finish(jobs, run, out)
     if parallel.world()[0] == 0:
         checkpoint.unlink(missing_ok=True)
     parallel.wait()
+    painted.remove()
     return result
+
+
+def _begun(jobs: Sequence[Job], painted: Painted, checkpoint: Path, device: torch.device | str,
+           seconds: float) -> tuple[Run, Callable[..., None]]:
+    """The run, gone on from its checkpoint where there is one, and what saves it. What of other pictures is there is
+    removed."""
+    check_writable(checkpoint)
+    run = _run(jobs, painted, device)
+    if checkpoint.exists():
+        run.resume(checkpoint)
+    painted.drop(0)
+    return run, _saver(run, checkpoint, seconds, painted)
 
 
 def _run(jobs: Sequence[Job], make: MakeChunk, device: torch.device | str) -> Run:
@@ -127,17 +152,19 @@ def _run(jobs: Sequence[Job], make: MakeChunk, device: torch.device | str) -> Ru
     return Several(trainers) if len(jobs) > 1 else next(iter(trainers.values()))
 
 
-def _saver(run: Run, path: Path, seconds: float) -> Callable[..., None]:
-    last = time.monotonic()
+def _saver(run: Run, path: Path, seconds: float, painted: Painted) -> Callable[..., None]:
+    last, window = time.monotonic(), next(iter(run.trainers.values())).window
 
     def save(now: bool = False) -> None:
-        """Where latents are split, one process that stops cannot save alone: then the last regular save counts."""
+        """Once saved, the run needs what its window holds and no earlier chunk. Where latents are split, one process
+        that stops cannot save alone: then the last regular save counts."""
         nonlocal last
         if parallel.data()[0] or (now and parallel.shard()[1] > 1):
             return
         due = now or time.monotonic() - last >= seconds
         if parallel.team_agrees(bool(due and run.step and run.sound())):
             run.save(path)
+            painted.drop(min(window.held, default=0))
             last = time.monotonic()
     return save
 

@@ -1,5 +1,6 @@
-"""How well an SAE learned its concepts: per concept its latent, how far that latent stands out, when it fires, and what
-it takes for its own; as text, JSON and a picture (SVG). Of several places each concept's best counts.
+"""How well an SAE learned its concepts: a verdict in words for each, and the numbers behind it (its latent, how far
+that stands out, when it fires, what it takes for its own), as text, JSON and a picture (SVG). Of several places each
+concept's best counts.
 
 A concept is centralised when its latent's score is high and the next latent's is low (SAEmnesia, arXiv 2509.21379,
 section 4.4: the score of the best latent, 0.0404 against 0.0166 before its training).
@@ -7,7 +8,6 @@ section 4.4: the score of the best latent, 0.0404 against 0.0166 before its trai
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,17 @@ from torch import Tensor
 from ..concepts import Concept, Statistics
 from ..errors import SaeError
 from ..sae import Sae, fvu
-from . import scoring
+from . import plot, scoring
 from .maps import Maps
 from .measuring import in_words
+from .plot import Text
+
+GOOD, FAIR = 0.7, 0.4
+"""Shares of a concept that are removed, from which on it is good, and fair; where that was not measured, twice the
+second is how often its neuron must be right to be good."""
+TOUCHED, CONFUSED = 0.05, 0.25
+"""Shares of others that are touched, and of another's pictures in which it fires, that are too much."""
+VERDICTS = {True: "#208040", False: "#b05010"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,24 @@ class ConceptReport:
         """What was measured, in words; "" when nothing was."""
         return "" if self.removed is None else in_words(self.removed, self.touched)
 
+    @property
+    def good(self) -> bool:
+        if self.removed is None:
+            return min(self.recall, self.precision) >= 2 * FAIR
+        return self.removed >= GOOD and self.touched <= TOUCHED
+
+    def verdict(self) -> str:
+        """How well it was learned, and what would help."""
+        if self.good:
+            return "good"
+        if self.confused_with and self.confusion >= CONFUSED:
+            return f"confused with {self.confused_with}: more pictures of both"
+        if self.removed is not None and self.touched > TOUCHED:
+            return "changes other pictures too: add concepts that look like it"
+        if self.removed is not None and self.removed < FAIR:
+            return "weak: more pictures and training steps"
+        return "fair: more pictures"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -70,9 +96,24 @@ class Report:
         return asdict(self) | {"centralisation": self.centralisation, "curve": list(self.curve)}
 
     def as_text(self) -> str:
+        return f"{self.in_words()}\n\n{self.numbers()}"
+
+    def headline(self) -> str:
+        good, count = sum(c.good for c in self.concepts), len(self.concepts)
+        return f"{good} of {count} concepts {'is' if good == 1 else 'are'} good" if count != 1 else "1 concept"
+
+    def in_words(self) -> str:
+        """What came of it, for whoever only wants to use it."""
+        return "\n".join([self.headline(), *(f"{c.name}: {c.verdict()}" for c in self.concepts)])
+
+    def summary(self) -> str:
+        return (f"unexplained variance (FVU) {self.fvu:.3f}{self.spread()}, latents that never fired {self.dead:.1%}, "
+                f"centralisation {self.centralisation:.2f}x")
+
+    def numbers(self) -> str:
+        """What that rests on."""
         width = max(12, *(len(c.name) for c in self.concepts))
-        lines = [f"unexplained variance (FVU) {self.fvu:.3f}{self.spread()}, latents that never fired {self.dead:.1%}, "
-                 f"centralisation {self.centralisation:.2f}x", "",
+        lines = [self.summary(), "",
                  f"{'concept':{width}}  latent  score  next   recall  precision  most often confused with"]
         for c in self.concepts:
             confused = f"{c.confused_with} ({c.confusion:.0%})" if c.confused_with else "none"
@@ -178,45 +219,45 @@ def _rebuilt(sae: Sae, maps: Maps) -> tuple[float, float]:
 
 # --- the picture ---------------------------------------------------------------------------------------
 
-ROW, LEFT, BAR, CURVE = 18, 150, 360, 120
+ROW, MARGIN = 20, 24
+COLUMNS = (0, 190, 250, 310, 370, 440, 510)
+HEADS = ("concept", "neuron", "score", "next", "fires in", "right in", "also fires for")
 
 
 def as_svg(report: Report) -> str:
-    """Bars of each concept's score over the runner-up's, below the curve of the losses."""
-    height = CURVE + 60 + ROW * len(report.concepts)
-    top = max([c.score for c in report.concepts] + [1e-6])
-    rows = "".join(_row(c, CURVE + 50 + ROW * i, top) for i, c in enumerate(report.concepts))
-    head = (f'FVU {report.fvu:.3f}{report.spread()} · {len(report.concepts)} concepts · centralisation '
-            f'{report.centralisation:.2f}x · blue: score of the concept\'s latent, grey: of the next best')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + BAR + 480}" height="{height}" '
-            f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-            f'<text x="10" y="18">{head}</text>{_curves(report.curve)}{rows}</svg>')
+    """What came of it in words, the curves, and last the numbers."""
+    shapes, y = words_drawn(report, 0.0)
+    plots, y = plot.curves(report.curve, _steps(report), y + ROW)
+    numbers, y = numbers_drawn(report, y + ROW)
+    return plot.svg([*shapes, *plots, *numbers], y + ROW)
 
 
-def _row(c: ConceptReport, y: int, top: float) -> str:
-    def bar(value: float, offset: int, color: str) -> str:
-        return (f'<rect x="{LEFT}" y="{y + offset}" width="{max(0.0, value) / top * BAR:.1f}" height="6" '
-                f'fill="{color}"/>')
-    note = f"fires in {c.recall:.0%}, right in {c.precision:.0%}"
-    if c.confused_with:
-        note += f", also: {c.confused_with} {c.confusion:.0%}"
-    note = f"{c.effect()}; {note}" if c.effect() else note
-    return (f'<text x="{LEFT - 8}" y="{y + 11}" text-anchor="end">{escape(c.name)}</text>{bar(c.score, 1, "#2060c0")}'
-            f'{bar(c.runner_up, 8, "#b0b0b0")}'
-            f'<text x="{LEFT + BAR + 8}" y="{y + 11}" fill="#555">{escape(note)}</text>')
+def _steps(report: Report) -> int:
+    return int(max([point["step"] for point in report.curve], default=1))
 
 
-def _curves(curve: Sequence[dict[str, float]]) -> str:
-    """One line a number, each scaled to its own highest value after the first tenth."""
-    names = [name for name in dict.fromkeys(key for point in curve for key in point) if name != "step"]
-    colors = dict(zip(names, ("#2060c0", "#c08020", "#208040", "#a03060", "#707070", "#40a0a0"), strict=False))
-    last = max([point["step"] for point in curve], default=1)
-    return "".join(_line(name, [(p["step"] / last, p[name]) for p in curve if name in p], color, i)
-                   for i, (name, color) in enumerate(colors.items()))
+def words_drawn(report: Report, y: float) -> tuple[list[plot.Shape], float]:
+    """The headline and a verdict a concept below y, and where they end."""
+    lines = [Text(MARGIN, y + 30, report.headline(), size=16)]
+    for i, c in enumerate(report.concepts):
+        at, said = y + 58 + ROW * i, c.verdict()
+        lines += [Text(MARGIN, at, _short(c.name, 26)), Text(MARGIN + 200, at, said, VERDICTS[c.good]),
+                  Text(MARGIN + 560, at, c.effect(), plot.GREY, 11)]
+    return lines, y + 58 + ROW * len(report.concepts)
 
 
-def _line(name: str, points: list[tuple[float, float]], color: str, number: int) -> str:
-    top = max([value for _, value in points[len(points) // 10:]] + [1e-9])
-    path = " ".join(f"{LEFT + x * BAR:.1f},{30 + CURVE * (1 - min(1.0, y / top)):.1f}" for x, y in points)
-    return (f'<polyline points="{path}" fill="none" stroke="{color}"/>'
-            f'<text x="{LEFT + BAR + 8}" y="{42 + 14 * number}" fill="{color}">{escape(name)} (to {top:.3g})</text>')
+def numbers_drawn(report: Report, y: float) -> tuple[list[plot.Shape], float]:
+    """The table of numbers below y, and where it ends."""
+    rows = [HEADS, *map(_cells, report.concepts)]
+    cells = [Text(MARGIN + x, y + ROW * (i + 2), text, "#202020" if i else plot.GREY, 11)
+             for i, row in enumerate(rows) for x, text in zip(COLUMNS, row, strict=True)]
+    return [Text(MARGIN, y + ROW - 4, report.summary(), plot.GREY, 11), *cells], y + ROW * (len(rows) + 2)
+
+
+def _cells(c: ConceptReport) -> tuple[str, ...]:
+    return (_short(c.name, 26), str(c.latent), f"{c.score:.3f}", f"{c.runner_up:.3f}", f"{c.recall:.0%}",
+            f"{c.precision:.0%}", f"{_short(c.confused_with, 40)} ({c.confusion:.0%})" if c.confused_with else "none")
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most - 3] + "..."

@@ -46,14 +46,14 @@ class Run(ABC):
         trainers = [*self.trainers.values()]
         steps = trainers[0].settings.steps
         while self.step < steps:
-            with _saved_if_stopped(save):
+            with saved_if_stopped(save):
                 move_together([trainer.window for trainer in trainers], self.step / steps)
                 for trainer in trainers:
                     trainer.begin_stage()
             numbers = [trainer.step_that_fits() for trainer in trainers]
             due = self.step % REPORT_EVERY == 0 or self.step == steps
             plain = over_places([t.noted(own) for t, own in zip(trainers, numbers, strict=True)]) if due else {}
-            with _saved_if_stopped(save):
+            with saved_if_stopped(save):
                 progress(self.step, plain)
             if due:
                 save()
@@ -130,7 +130,7 @@ def _key(place: str, name: str) -> str:
     return f"{place}:{name}" if place else name
 
 
-class _saved_if_stopped:
+class saved_if_stopped:
     """Whatever interrupts the block is passed on after a save."""
 
     def __init__(self, save: Callable[..., None]) -> None:

@@ -12,6 +12,7 @@ from .. import table
 from ..adapter import Block
 from ..errors import SaeError
 from ..formats import Header
+from ..storage import check_writable
 from ..table import Table
 from . import effects, finding
 from .collect import Collector
@@ -37,8 +38,9 @@ def found(painter: Painter, what: Search, out: Path, headers: Sequence[Header], 
     the same settings, it goes on where it was. numbers: of neurons a concept and place that are tried; there: makes the
     tables of neurons that are there, which carry no more than they do, in place of new ones.
 
-    Raises SaeError when words make no difference to the model.
+    Raises SaeError when words make no difference to the model, and where nothing can be written.
     """
+    check_writable(out)
     headers, maps = _heard(headers, _maps(painter, what, headers))
     tables, blocks = (there(maps) if there else own_tables(maps, what, numbers)), [Block.of(h) for h in headers]
     chosen = [_chosen(painter, what, blocks, tables, i, not there) for i in range(len(what.wanted))]

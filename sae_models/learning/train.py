@@ -82,13 +82,15 @@ def progress_lines(steps: int) -> Progress:
 
 
 def run(jobs: Sequence[Job], make: MakeChunk, options: argparse.Namespace,
-        measured: Callable[[Report], Report] = lambda report: report) -> None:
-    """Train and say what came of it; measured: adds to the report of a finished file what can be measured of it."""
+        measured: Callable[[Report], Report] = lambda report: report, painting: str = "",
+        going_on: Callable[[int], None] = lambda chunks: None) -> None:
+    """Train and say what came of it; measured: adds to the report of a finished file what can be measured of it;
+    painting, going_on: as `train_to_file` has them."""
     out = options.out
     parallel.split_latents(options.shards)
     jobs = [job.starting_from(options.start) for job in jobs] if options.start else jobs
     report = measured(train_to_file(jobs, make, out, progress_lines(jobs[0].settings.steps), parallel.device(),
-                                    options.checkpoint_seconds))
+                                    options.checkpoint_seconds, painting, going_on))
     if parallel.world()[0] == 0:
         print(f"\n{report.as_text()}\n\nwritten: {out} ({out.stat().st_size / 1e6:.1f} MB), "
               f"{out.stem}.report.json and {out.stem}.report.svg beside it")

@@ -212,6 +212,17 @@ def test_an_interrupted_file_goes_on(tmp_path, trained):
     assert out.read_bytes() == trained.read_bytes() and not checkpoint_of(out).exists()
 
 
+def test_a_folder_that_cannot_be_written_to_is_noticed_before_anything_is_painted(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+
+    def never(number: int):
+        raise AssertionError
+    with pytest.raises(SaeError, match="cannot be written to .*: choose another name or folder"):
+        train_to_file(jobs(), never, tmp_path / "file" / "sae.safetensors", ignore)
+    storage.check_writable(tmp_path / "new" / "sae.safetensors")
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_one_place_is_still_a_file_of_one_place(tmp_path):
     out, single = tmp_path / "one.safetensors", alone(SECOND)
     train_to_file(jobs(SETTINGS, (SECOND,)), lambda i: {SECOND: maps_at(SECOND, i)}, out, ignore)

@@ -25,6 +25,15 @@ def host() -> Iterator[ComfyHost]:
         yield running
 
 
+@pytest.fixture
+def inpainting(host) -> Iterator[str]:
+    """The name of a checkpoint with 9 channels in."""
+    path = COMFY / "models" / "checkpoints" / "saemnesia-test-inpainting.safetensors"
+    small_model.write_checkpoint(path, 9)
+    yield path.name
+    path.unlink()
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:

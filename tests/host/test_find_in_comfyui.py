@@ -134,10 +134,28 @@ def test_an_exported_concept_erases_as_from_the_whole_sae(host):
     ({"name": NAME}, "is a whole SAE"),
     ({"how": BEST, "hookpoint": "up_blocks.0.attentions.0"}, f"was trained on {HOOKPOINT}, not on up_blocks.0"),
     ({"concepts": "parrot; (dog:1.2)"}, "write 'dog'"),
+    ({"name": "x" * 250}, "is too long for a file name"),
 ])
 def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
     with pytest.raises(HostError, match=sentence):
         host.run(find(**changes))
+
+
+def test_a_model_that_paints_no_numbers_is_refused_and_nothing_is_written(host):
+    made = find(neurons=1)
+    made["broken"] = node("TestMeddle", model=["checkpoint", 0], how="nan")
+    made["find"]["inputs"]["model"] = ["broken", 0]
+    with pytest.raises(HostError, match="nothing can be learned from this model: it computes values that are no numb"):
+        host.run(made)
+    assert not OUT.exists()
+
+
+def test_a_concept_is_found_on_an_inpainting_checkpoint_too(host, inpainting):
+    made = find(neurons=1)
+    del made["find"]["inputs"]["sae"], made["sae"]
+    made["checkpoint"]["inputs"]["ckpt_name"] = inpainting
+    assert "parrot: " in host.run(made).history["outputs"]["find"]["text"][0]
+    assert len(read_headers(OUT)) == 3
 
 
 def test_an_unknown_concept_cannot_be_exported(host):

@@ -9,7 +9,7 @@ from canvas_graphs import erase, graph, latents
 from host_graphs import node
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME
+from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME, write_sae
 
 from sae_models.adapter import LoadedSae
 from sae_models.formats import read_header, read_headers, read_sae
@@ -41,12 +41,16 @@ def no_files_left():
 
 
 def text_of(outcome) -> str:
-    return outcome.history["outputs"]["train"]["text"][0]
+    """What the node says, and what it has behind the fold."""
+    said = outcome.history["outputs"]["train"]
+    return "\n".join([*said["text"], *said["details"]])
 
 
 def test_a_trained_sae_is_listed_at_once_and_erases(host):
     outcome = host.run(train())
     assert "FVU" in text_of(outcome) and "noto style" in text_of(outcome) and len(outcome.images) == 1
+    assert outcome.history["outputs"]["train"]["text"][0].startswith(f"{OUT.name} is ready: ")
+    assert OUT.with_name("test training.pictures.png").exists()
     listed = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]["sae_name"]
     assert OUT.name in json.dumps(listed)
     header = read_header(OUT)
@@ -127,6 +131,19 @@ def test_an_sae_that_is_there_is_taught_other_concepts(host):
         host.run(more)
 
 
+def test_an_sae_of_another_model_is_refused_as_that_and_a_wrong_block_as_the_models(host):
+    path = SAES / "test training other.safetensors"
+    write_sae(path, base="sdxl", hookpoint="up_blocks.9.attentions.9")
+    made = train(hookpoint="")
+    made["sae"] = node("SAEmnesiaLoadSAE", sae_name=path.name, hookpoint="")
+    made["train"]["inputs"]["start"] = ["sae", 0]
+    with pytest.raises(HostError, match=f"{path.name} was trained on a sdxl model and this one is sd15"):
+        host.run(made)
+    made["train"]["inputs"]["hookpoint"] = "up_blocks.1.attentions.1"
+    with pytest.raises(HostError, match="this model has no block 'up_blocks.1.attentions.1' to learn; it has"):
+        host.run(made)
+
+
 def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(host):
     host.run(train(training_steps=300))
     whole = read_sae(OUT)[0].state_dict()
@@ -146,6 +163,42 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_as_if_it_had_not_been(hos
         assert torch.equal(value, whole[name]), name
 
 
+def test_a_run_cancelled_while_it_paints_keeps_what_was_painted_and_says_so(host):
+    many = {"pictures": 120, "training_steps": 20, "steps": 6}
+    painted, began = OUT.with_name(OUT.name + ".painted"), host.log.count(LEARNING)
+    prompt_id = host.submit(train(**many))
+    deadline = time.monotonic() + 120
+    while len(list(painted.glob("*.maps"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    asked = time.monotonic()
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    assert time.monotonic() - asked < 5 and host.log.count(LEARNING) == began and not OUT.exists()
+    kept = len(list(painted.glob("*.maps")))
+    text_of(host.run(train(**many)))
+    assert f"SAEmnesia: going on at picture {17 * kept + 1} of " in host.log
+    assert not painted.exists()
+    again = OUT.read_bytes()
+    OUT.unlink()
+    host.run(train(**many))
+    assert OUT.read_bytes() == again and host.log.count("SAEmnesia: going on at picture") == 1
+
+
+def test_pictures_of_another_model_or_prompt_are_never_learned_from(host):
+    painted = OUT.with_name(OUT.name + ".painted")
+    many = {"pictures": 120, "training_steps": 20, "steps": 6}
+    prompt_id = host.submit(train(**many))
+    while not list(painted.glob("*.maps")):
+        time.sleep(0.02)
+    host.interrupt(prompt_id)
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(prompt_id, timeout=60)
+    went_on = host.log.count("SAEmnesia: going on at picture")
+    host.run(train(**many | {"prompts": "a photo of {object}, {style}\n{}"}))
+    assert host.log.count("SAEmnesia: going on at picture") == went_on and not painted.exists()
+
+
 def test_what_is_trained_already_is_not_trained_again(host):
     host.run(train())
     before = OUT.stat().st_mtime_ns
@@ -161,6 +214,22 @@ def test_activations_are_kept_when_asked(host):
     assert (folder / "index.json").exists() and len(list(folder.glob("maps-*.safetensors"))) > 1
 
 
+def test_a_model_that_paints_no_numbers_is_refused_and_the_learning_rate_is_not_blamed(host):
+    made = train(hookpoint="")
+    made["broken"] = node("TestMeddle", model=["checkpoint", 0], how="nan")
+    made["train"]["inputs"]["model"] = ["broken", 0]
+    with pytest.raises(HostError, match="nothing can be learned from this model: it computes values that are no numb"):
+        host.run(made)
+    assert not list(SAES.glob("test training*"))
+
+
+def test_an_inpainting_checkpoint_is_learned_and_measured_too(host, inpainting):
+    made = train(hookpoint="")
+    made["checkpoint"]["inputs"]["ckpt_name"] = inpainting
+    host.run(made)
+    assert len(read_headers(OUT)) == 3 and not unmeasured(OUT)
+
+
 @pytest.mark.parametrize("changes, sentence", [
     ({"concepts": "cat, cat"}, "'cat' is listed twice"),
     ({"prompts": "a photo"}, "the template 'a photo' says no concept"),
@@ -169,6 +238,7 @@ def test_activations_are_kept_when_asked(host):
      f"cross-attentions in them, such as {ATTENTIONS[0]}"),
     ({"hookpoint": f"{HOOKPOINT}, unet.{HOOKPOINT}"}, f"block '{HOOKPOINT}' is listed twice"),
     ({"name": "../elsewhere"}, "is no file name"),
+    ({"name": "test training" + "x" * 230}, "is too long for a file name"),
     ({"concepts": "cat", "prompts": "{}"}, "at least 2 prompts"),
     ({"prompts": "{}\n{} " + "very " * 100}, "keep prompts to train on below 75 tokens"),
 ])

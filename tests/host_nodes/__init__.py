@@ -18,14 +18,14 @@ class Meddle(io.ComfyNode):
     """`fail`: raise in the third call. `split`: one call a conditioning, reversed. `skip`: never run the UNet.
     `compile`: what *TorchCompileModel* does, with a backend that needs no C++ compiler. `attention`: replace the
     cross-attention of all blocks, as IP-Adapter does; the modules then do not run. `output`: halve the output of every
-    cross-attention by a patch."""
+    cross-attention by a patch. `nan`: predict nothing that is a number."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(node_id="TestMeddle", category="test",
                          inputs=[io.Model.Input("model"),
                                  io.Combo.Input("how", options=["fail", "split", "skip", "compile", "attention",
-                                                                "output"])],
+                                                                "output", "nan"])],
                          outputs=[io.Model.Output()])
 
     @classmethod
@@ -33,6 +33,9 @@ class Meddle(io.ComfyNode):
         clone = model.clone()
         if how == "split":
             clone.set_model_unet_function_wrapper(split)
+        elif how == "nan":
+            clone.set_model_unet_function_wrapper(
+                lambda apply_model, args: torch.nan * apply_model(args["input"], args["timestep"], **args["c"]))
         elif how == "fail":
             clone.set_model_unet_function_wrapper(Failing())
         elif how == "attention":

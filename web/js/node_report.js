@@ -1,37 +1,52 @@
 /**
- * What a node says of its work when it is done, below its widgets: "cat: 79% removed, others 0.0% touched".
+ * What a node says of its work, below its widgets: how far it is while it works ("painting picture 13 of 640, about 12
+ * min left"), what came of it ("cat: 79% removed, others 0.0% touched"), and behind a fold the numbers of that.
  *
  * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
  * comes later.
  */
+import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
-const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept"]
+const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain"]
 const BEFORE = "What it does is said here after a run."
+const STOPPED = "Stopped. Queued again, it goes on where it was."
+const NUMBERS = "Numbers"
 const LINE = 17
 const PADDING = 10
 const MARGIN = 20 // what the canvas leaves free above and below a DOM widget, together
-const MOST = 8 // lines that are shown without scrolling
+const MOST = 12 // lines that are shown without scrolling
 const LETTERS = 0.16 // lines that a letter takes in a node one pixel wide, times its width
 
 const STYLE = "box-sizing: border-box; width: 100%; height: 100%; padding: 4px 6px; overflow-y: auto; " +
   "white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/17px Inter, Arial, sans-serif; user-select: text; " +
   "color: var(--input-text); background: var(--comfy-input-bg); border-radius: 4px; text-align: left;"
 
-const reports = new WeakMap() // node -> { root, lines }
+const reports = new WeakMap() // node -> { root, said, fold, numbers, lines }
 let made = 0 // see concept_picker.js: a removed node's element must not come back under the same name
 
 function lines(text, width) {
   const fits = Math.max(20, width * LETTERS)
-  return Math.min(MOST, text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / fits)), 0))
+  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / fits)), 0)
+}
+
+function element(tag, style, ...children) {
+  const one = document.createElement(tag)
+  one.setAttribute("style", style)
+  one.append(...children)
+  return one
 }
 
 function addReport(node) {
-  const root = Object.assign(document.createElement("div"), { className: "saemnesia-report", textContent: BEFORE })
-  root.setAttribute("style", STYLE)
-  root.setAttribute("role", "status")
-  root.style.minHeight = `${LINE + PADDING}px`
-  const report = { root, lines: 1 }
+  const numbers = element("pre", "margin: 0; overflow-x: auto; font: 11px/17px monospace;")
+  const fold = element("details", "", element("summary", "cursor: pointer;", NUMBERS), numbers)
+  const said = element("div", "", BEFORE)
+  const root = element("div", STYLE, said, fold)
+  root.className = "saemnesia-report"
+  said.setAttribute("role", "status")
+  fold.hidden = true
+  const report = { root, said, fold, numbers, lines: 1 }
+  fold.ontoggle = () => fit(node)
   const height = () => report.lines * LINE + PADDING + MARGIN
   const widget = node.addDOMWidget(`report_${++made}`, "saemnesia_report", root, {
     serialize: false, // not in the API format; the next line: not in the workflow
@@ -39,26 +54,60 @@ function addReport(node) {
   })
   widget.serialize = false
   reports.set(node, report)
+  fit(node)
 }
 
-function show(node, text) {
+function fit(node) {
   const report = reports.get(node)
-  report.root.textContent = text
-  report.lines = lines(text, node.size[0])
+  const { said, fold, numbers } = report
+  const folded = fold.hidden ? 0 : 1 + (fold.open ? numbers.textContent.split("\n").length : 0)
+  report.lines = Math.min(MOST, lines(said.textContent, node.size[0]) + folded)
   report.root.style.minHeight = `${report.lines * LINE + PADDING}px`
   node.expandToFitContent?.()
   node.setDirtyCanvas(true, true)
 }
 
+function show(node, text, numbers = "") {
+  const report = reports.get(node)
+  if (report.said.textContent === text && report.numbers.textContent === numbers) return
+  report.said.textContent = text
+  report.numbers.textContent = numbers
+  report.fold.hidden = !numbers
+  fit(node)
+}
+
+/** The reporting node of an id such as "13", or "4:13" inside a subgraph. */
+function reportingNode(id) {
+  let graph = app.rootGraph ?? app.graph
+  let node
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part))
+    graph = node?.subgraph
+  }
+  return reports.has(node) ? node : undefined
+}
+
+function listen(event, text) {
+  api.addEventListener(event, ({ detail }) => {
+    const node = reportingNode(detail.node ?? detail.node_id)
+    if (node) show(node, text(detail))
+  })
+}
+
 app.registerExtension({
   name: "SAEmnesia.NodeReport",
+  setup() {
+    listen("saemnesia.progress", ({ text }) => text)
+    listen("execution_interrupted", () => STOPPED)
+    listen("execution_error", ({ exception_message }) => exception_message.trim())
+  },
   nodeCreated(node) {
     if (!REPORTING.includes(node.comfyClass)) return
     addReport(node)
     const before = node.onExecuted
     node.onExecuted = function (output, ...rest) {
       const result = before?.call(this, output, ...rest)
-      if (output?.text?.length) show(this, output.text.join("\n"))
+      if (output?.text?.length) show(this, output.text.join("\n"), output.details?.join("\n"))
       return result
     }
   },

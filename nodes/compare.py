@@ -1,0 +1,91 @@
+"""Before and after: what the model paints of a concept as it is, and from the same noise with the concept erased."""
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..sae_models.adapter import LoadedSae, build_edits
+from ..sae_models.erasure import Actuator
+from ..sae_models.learning.collect import HELD_OUT
+from ..sae_models.learning.lesson import Lesson
+from ..sae_models.learning.prompts import trial
+from ..sae_models.storage import write_file
+from . import patch
+from .chart import SIDE
+from .painting import Painter
+from .progress import Preview
+
+MOST = 12
+"""Concepts that are shown."""
+Decode = Callable[[torch.Tensor], Image.Image]
+Pair = tuple[str, Image.Image, Image.Image]
+
+
+def decoder(model: Any, vae: Any) -> Decode:
+    """Makes a picture of the latents of one: by the VAE, or without one roughly, as the host previews it."""
+    def by_vae(latents: torch.Tensor) -> Image.Image:
+        pixels = vae.decode(latents)[0].clamp(0, 1)
+        return Image.fromarray((255 * pixels.float().cpu().numpy()).round().astype(np.uint8))
+    preview = Preview(model)
+    return by_vae if vae is not None else lambda latents: preview(latents)[1]
+
+
+def pairs(model: Any, clip: Any, what: Lesson, out: Path, decode: Decode,
+          tick: Callable[[torch.Tensor | None], None]) -> list[Pair]:
+    """(name, before, after) of the first concepts of a finished file. They are kept beside it, and painted once."""
+    names, kept = [subject.name for subject in what.subjects[:MOST]], out.with_name(out.stem + ".pictures.png")
+    sheet = _read(kept, len(names))
+    if sheet is None:
+        sae = LoadedSae.read(out.name, out)
+        sheet = _sheet([_pair(model, clip, what, sae, i, decode, tick) for i in range(len(names))])
+        write_file(kept, lambda part: sheet.save(part, "PNG"))
+    return [(name, *(sheet.crop((x, SIDE * i, x + SIDE, SIDE * (i + 1))) for x in (0, SIDE)))
+            for i, name in enumerate(names)]
+
+
+def steps(what: Lesson) -> int:
+    """How many sampling steps `pairs` ticks."""
+    return 2 * min(MOST, len(what.subjects)) * what.painting.steps
+
+
+def _pair(model: Any, clip: Any, what: Lesson, sae: LoadedSae, number: int, decode: Decode,
+          tick: Callable[[torch.Tensor | None], None]) -> tuple[Image.Image, Image.Image]:
+    said, _ = trial(number, what.held_out, what.prompts)
+    erased = patch.erase(model, sae, build_edits(sae, what.subjects[number].name, Actuator.ABLATE))
+    seed = what.painting.seed * 1_000_003 + 2 * HELD_OUT + number
+
+    def painted(by: Any) -> Image.Image:
+        painter = Painter(by, clip, replace(what.painting, batch=1), tick)
+        return decode(painter.paint([said[0][0]], torch.Generator().manual_seed(seed), ()))
+    return painted(model), painted(erased)
+
+
+def _sheet(rows: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:
+    """A row a concept, before and after."""
+    sheet = Image.new("RGB", (2 * SIDE, SIDE * len(rows)), "white")
+    for i, row in enumerate(rows):
+        for x, picture in zip((0, SIDE), row, strict=True):
+            sheet.paste(_square(picture), (x, SIDE * i))
+    return sheet
+
+
+def _square(picture: Image.Image) -> Image.Image:
+    """As large as fits, in the middle of a white square."""
+    scale = SIDE / max(picture.size)
+    small = picture.convert("RGB").resize([max(1, round(scale * side)) for side in picture.size])
+    square = Image.new("RGB", (SIDE, SIDE), "white")
+    square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    return square
+
+
+def _read(path: Path, rows: int) -> Image.Image | None:
+    """The sheet that is kept; None where there is none, or another."""
+    try:
+        with Image.open(path) as sheet:
+            return sheet.convert("RGB") if sheet.size == (2 * SIDE, SIDE * rows) else None
+    except OSError:
+        return None
