@@ -73,7 +73,7 @@ class Studio:
         import comfy.sd
         self.host, self.pictures = extension(), pictures
         self.model, self.clip, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
-        self.painting = self.host.painting.Painting(CANVAS_PX, CANVAS_PX, STEPS, CFG, batch=at_once, steps_kept=4)
+        self.painting = self.host.painting.Painting(CANVAS_PX, CANVAS_PX, STEPS, CFG, batch=at_once)
         self.judge = load_judge()
 
     def headers(self) -> dict[str, list[Any]]:
@@ -96,7 +96,7 @@ class Studio:
         what = self.host.lesson.search(own, others, TEMPLATES, (), self.painting, self.pictures)
         places = {h.hookpoint: h for of in self.headers().values() for h in of}
         painter = self.host.painting.Painter(self.model, self.clip, self.painting)
-        maps = self.host.search._maps(painter, what, list(places.values()))
+        maps = self.host.search._maps(painter, what, list(places.values()), len(what.wanted))
         return what, dict(zip(places, maps, strict=True))
 
     def paint(self, model: Any, of: Task, seed: int = 5) -> torch.Tensor:

@@ -7,7 +7,8 @@ cat and the canvas shows none.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
@@ -23,12 +24,21 @@ HELD_OUT = 1_000_000
 
 @dataclass
 class Collector:
-    """Makes chunks of maps with a loaded model. tokens: of a map that are kept, the same ones with and without."""
+    """Makes chunks of maps with a loaded model. tokens: of a map that are kept, the same ones with and without; wanted:
+    0, or how many of the first concepts are to be found: then they alone are left out, wherever they are said, and
+    `without` is elsewhere a call with another prompt that says none of them, which shows what they must be told from.
+    """
     painter: Painter
     prompts: Sequence[Prompt]
     n_concepts: int
     blocks: Sequence[Block]
     tokens: int | None = None
+    wanted: int = 0
+
+    @cached_property
+    def elsewhere(self) -> list[Prompt]:
+        """Prompts that say no wanted concept."""
+        return [prompt for prompt in self.prompts if min(prompt.said) >= self.wanted]
 
     def chunk(self, number: int) -> dict[Block, Maps]:
         """Every block's maps of one batch of pictures; the same number gives the same maps."""
@@ -62,18 +72,27 @@ class _Recorder:
         if self.mixed:
             every = self.collector.prompts
             said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
-        choice = [int(torch.randint(len(prompt.said), (), generator=self.generator)) for prompt in said]
-        left_out = [prompt.without[i] for prompt, i in zip(said, choice, strict=True)]
-        tokens, without = self._seen(step, [prompt.text for prompt in said]), self._seen(step, left_out)
+        unsaid, others = zip(*map(self._other, said), strict=True)
+        tokens, without = self._seen(step, [prompt.text for prompt in said]), self._seen(step, others)
         for block, parts in self.outputs.items():
             parts.append(self._kept(tokens[block], without[block]))
-        unsaid = torch.tensor([prompt.said[i] for prompt, i in zip(said, choice, strict=True)])
         labels = torch.zeros(len(said), self.collector.n_concepts, dtype=torch.bool)
         for row, prompt in enumerate(said):
             labels[row, list(prompt.said)] = True
-        self.labels.append((unsaid, labels, step.t.float().cpu()))
+        self.labels.append((torch.tensor(unsaid), labels, step.t.float().cpu()))
 
-    def _seen(self, step: Step, texts: list[str]) -> dict[Block, torch.Tensor]:
+    def _other(self, prompt: Prompt) -> tuple[int, str]:
+        """(a concept that a prompt says, what is asked in its place)."""
+        wanted = [i for i, number in enumerate(prompt.said) if number < self.collector.wanted]
+        if self.collector.wanted and not wanted:
+            return prompt.said[0], self._one_of(self.collector.elsewhere).text
+        i = self._one_of(wanted or range(len(prompt.said)))
+        return prompt.said[i], prompt.without[i]
+
+    def _one_of(self, choices: Sequence[Any]) -> Any:
+        return choices[int(torch.randint(len(choices), (), generator=self.generator))]
+
+    def _seen(self, step: Step, texts: Sequence[str]) -> dict[Block, torch.Tensor]:
         """Every block's output as tokens [n, N, d_in]."""
         seen: dict[Block, torch.Tensor] = {}
 

@@ -14,7 +14,7 @@ from ..formats import Rows
 from ..sae import Sae, SaeConfig
 from ..table import Table, numbered
 from . import scoring
-from .fitting import initialise_concepts
+from .fitting import initialise_concepts, learn_together
 from .losses import Weights
 from .maps import Maps
 from .prompts import Subject
@@ -33,6 +33,8 @@ def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weig
     sae = Sae(SaeConfig(maps.tokens.shape[2], count, count)).to(maps.tokens.device)
     latents = [list(range(i * n, (i + 1) * n)) for i in range(len(subjects))]
     initialise_concepts(sae, maps, latents, weights)
+    for i, own in enumerate(latents):
+        learn_together(sae, maps, i, own)
     owners = [i for i in range(len(subjects)) for _ in range(n)]
     statistics = _above_a_share(scoring.measure(sae, maps, list(range(count)), owners))
     parts = (part.detach().cpu() for part in (sae.encoder.weight, sae.encoder.bias, sae.W_dec))

@@ -1,4 +1,5 @@
-"""A concept's rows by least squares: what its words add at a place, and how to tell it from a token alone.
+"""A concept's rows: what its words add at a place, and how to tell it from a token alone. Least squares puts each
+neuron where it is; then a concept's neurons may learn together.
 
 Where the concept was left out of the prompt, the difference is measured; elsewhere only whether it is said is known.
 One direction carries what a word adds where it enters nearly alone (a cross-attention adds few fixed directions, the
@@ -17,6 +18,10 @@ from .maps import Maps
 MOST_TOKENS = 20_000
 """Tokens that directions are found from."""
 ROUNDS = 60
+STEPS, BATCH, RATE = 250, 768, 3e-3
+"""Of learning together: steps, tokens of each of two kinds, Adam's learning rate."""
+SILENCE = 2.0
+"""How much more a token counts that the concept has no part in."""
 
 
 @torch.no_grad()
@@ -42,6 +47,61 @@ def initialise_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], 
         solved = torch.linalg.solve(known, target[concept]).T
         for latent, row, direction in zip(own, solved, rows[concept], strict=True):
             sae.put(latent, row[:-1], row[-1] + row[:-1] @ sae.b_dec, direction)
+
+
+@torch.no_grad()
+def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int]) -> None:
+    """Let the neurons `own` of a concept learn on from where they are: all of them together to carry the difference
+    where it is left out, relu(W_enc x + b) W_dec, and nothing where it is not said."""
+    device, generator = sae.b_dec.device, torch.Generator().manual_seed(concept)
+    shown = (maps.tokens, maps.without), maps.unsaid == concept
+    silent = [((tokens,), calls) for tokens, calls in ((maps.tokens, ~maps.labels[:, concept]),
+                                                       (maps.without, ~maps.left()[:, concept])) if calls.any()]
+    x, without = _some(*shown, MOST_TOKENS, generator, device)
+    size, whole = x.square().mean().sqrt(), (x - without).square().sum(1).mean().sqrt()
+    rows = _in_units(sae, own, size, whole)
+    optimizer = torch.optim.Adam(rows, RATE)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
+        x, without = _some(*shown, BATCH, generator, device)
+        other, = _some(*silent[step % len(silent)], BATCH, generator, device)
+        with torch.enable_grad():
+            left = _carried(rows, x / size) - (x - without) / whole
+            loss = left.square().sum(1).mean() + SILENCE * _carried(rows, other / size).square().sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+    _put(sae, own, rows, size, whole)
+
+
+def _some(parts: Sequence[Tensor], calls: Tensor, n: int, generator: torch.Generator,
+          device: torch.device) -> list[Tensor]:
+    """`n` random tokens [n, d_in] of some calls, bool [m], of each part [m, N, d_in]."""
+    chosen = calls.nonzero()[:, 0][torch.randint(int(calls.sum()), (n,), generator=generator)]
+    place = torch.randint(parts[0].shape[1], (n,), generator=generator)
+    return [part[chosen, place].to(device).float() for part in parts]
+
+
+def _in_units(sae: Sae, own: Sequence[int], size: Tensor, whole: Tensor) -> list[Tensor]:
+    """[W_enc, bias, W_dec] of some neurons, for tokens in units of `size` and differences in units of `whole`, so that
+    one learning rate suits every place of every model."""
+    W_enc, W_dec = sae.encoder.weight[own].detach(), sae.W_dec[own].detach()
+    bias = sae.encoder.bias[own].detach() - W_enc @ sae.b_dec.detach()
+    return [row.clone().requires_grad_() for row in (W_enc * size / whole, bias / whole, W_dec)]
+
+
+def _put(sae: Sae, own: Sequence[int], rows: Sequence[Tensor], size: Tensor, whole: Tensor) -> None:
+    """The same back again, with directions of length 1."""
+    W_enc, bias, W_dec = (row.detach() for row in rows)
+    length = W_dec.norm(dim=1).clamp_min(1e-12)
+    for latent, row, b, direction in zip(own, W_enc * (length * whole / size)[:, None], bias * length * whole,
+                                         W_dec / length[:, None], strict=True):
+        sae.put(latent, row, b + row @ sae.b_dec, direction)
+
+
+def _carried(rows: Sequence[Tensor], x: Tensor) -> Tensor:
+    W_enc, bias, W_dec = rows
+    return (x @ W_enc.T + bias).relu() @ W_dec
 
 
 def _directions(maps: Maps, concept: int, n: int, device: torch.device) -> Tensor:

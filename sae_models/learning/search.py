@@ -23,7 +23,7 @@ from .measuring import NEURONS, fewest_neurons
 from .painting import Painter
 from .prompts import trial
 
-TOKENS = 256
+TOKENS = 128
 """Of a map that are kept: enough, where a picture has thousands."""
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
@@ -41,7 +41,7 @@ def found(painter: Painter, what: Search, out: Path, headers: Sequence[Header], 
     Raises SaeError when words make no difference to the model, and where nothing can be written.
     """
     check_writable(out)
-    headers, maps = _heard(headers, _maps(painter, what, headers))
+    headers, maps = _heard(headers, _maps(painter, what, headers, 0 if there else len(what.wanted)))
     tables, blocks = (there(maps) if there else own_tables(maps, what, numbers)), [Block.of(h) for h in headers]
     chosen = [_chosen(painter, what, blocks, tables, i, not there) for i in range(len(what.wanted))]
     for parts, _ in chosen:
@@ -54,10 +54,10 @@ _painted: dict[str, dict[int, dict[Block, Maps]]] = {}
 """The chunks of the run that was begun last and not ended, by what it is."""
 
 
-def _maps(painter: Painter, what: Search, headers: Sequence[Header]) -> list[Maps]:
+def _maps(painter: Painter, what: Search, headers: Sequence[Header], wanted: int) -> list[Maps]:
     lesson, blocks = what.lesson, [Block.of(header) for header in headers]
-    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS)
-    run = f"{painter.identity()} {lesson} {blocks}"
+    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS, wanted)
+    run = f"{painter.identity()} {lesson} {blocks} {wanted}"
     if run not in _painted:
         _painted.clear()
     chunks = _painted.setdefault(run, {})

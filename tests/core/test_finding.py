@@ -6,8 +6,10 @@ from test_training import trainer
 
 from sae_models.errors import SaeError
 from sae_models.learning.finding import best_neurons, own_neurons
+from sae_models.learning.fitting import initialise_concepts, learn_together
 from sae_models.learning.losses import Weights
 from sae_models.learning.maps import Maps, joined
+from sae_models.sae import Sae, SaeConfig
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,32 @@ def test_what_one_direction_cannot_carry_several_neurons_do(neurons, least, most
     z = torch.where(pre > found.statistics.at(1.0, found.statistics.thresholds).clamp_min(0), pre, 0)
     left = (maps.tokens - z @ found.W_dec - maps.without)[shown].square().sum()
     assert least <= 1 - float(left / (maps.tokens - maps.without)[shown].square().sum()) <= most
+
+
+def only_where(seed: int) -> Maps:
+    """The cat adds something to tokens that have the last direction, as much as they have of it, else nothing."""
+    world, maps = directions(), make_maps(seed)
+    base, own = maps.without.float(), (maps.unsaid == 0)[:, None, None]
+    amount = 3 * (base @ world[-1]).relu()[..., None]
+    return Maps((base + own * amount * world[-2]).half(), base.half(), maps.unsaid, maps.labels, maps.sigmas)
+
+
+@pytest.mark.parametrize("neurons", [1, 2])
+def test_neurons_that_learn_together_carry_what_least_squares_leaves(neurons):
+    latents, maps = list(range(neurons)), only_where(2).to("cpu")
+    sae = Sae(SaeConfig(D_IN, neurons, neurons))
+
+    def left() -> float:
+        shown = maps.unsaid == 0
+        z = (maps.tokens[shown] @ sae.encoder.weight.T + sae.encoder.bias - sae.encoder.weight @ sae.b_dec).relu()
+        difference = (maps.tokens - maps.without)[shown]
+        return float((difference - z @ sae.W_dec).square().sum() / difference.square().sum())
+    with torch.no_grad():
+        initialise_concepts(sae, only_where(1), [latents], Weights(push=0.0))
+        before = left()
+        learn_together(sae, only_where(1), 0, latents)
+        assert left() < 0.5 * before
+        assert torch.allclose(sae.W_dec[latents].norm(dim=1), torch.ones(neurons), atol=1e-4)
 
 
 def test_a_concept_may_be_left_out_in_a_few_of_very_many_maps():
