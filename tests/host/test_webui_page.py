@@ -278,10 +278,20 @@ def test_to_look_into_it_erases_nothing_and_a_tick_does(page):
     expect(page.get_by_label("Result")).to_have_value(re.compile("'enabled': True.*'concepts': 'cat'"))
 
 
+def test_typing_what_to_erase_switches_it_on_and_taking_a_tick_away_does_not(page):
+    tick = panel(page, "enabled").locator("input")
+    text(page).fill("cat, dog")
+    expect(tick).to_be_checked()
+    tick.uncheck()
+    row(page, "cat").get_by_role("checkbox").uncheck()
+    expect(text(page)).to_have_value("dog")
+    expect(tick).not_to_be_checked()
+
+
 def test_words_that_the_file_does_not_have_are_said_while_typing(page):
     unknown = page.locator(".saemnesia-unknown").first
     text(page).fill("cat, catt:0.5, Rocket, zebra")
-    expect(unknown).to_have_text("not in this file: catt, zebra")
+    expect(unknown).to_have_text("not in the list: catt, zebra")
     text(page).fill("Cat, #12")
     expect(unknown).to_have_text("")
 
