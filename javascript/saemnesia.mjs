@@ -29,7 +29,7 @@ function draw({ list, text, on, root }) {
   }
   say(list, ".saemnesia-count", `${new Set(items.map((item) => key(item.name))).size} chosen`)
   const unknown = unknownOf(list, items)
-  say(list, ".saemnesia-unknown", unknown.length ? `not in this file: ${unknown.join(", ")}` : "")
+  say(list, ".saemnesia-unknown", unknown.length ? `not in the list: ${unknown.join(", ")}` : "")
 }
 
 function say(list, selector, words) {
@@ -79,7 +79,15 @@ function edited(event) {
   const { value } = sidebar.text
   if (event.target === tick && !tick.checked) return write(sidebar, drop(value, row.dataset.name))
   write(sidebar, choose(value, row.dataset.name, strength.value))
-  if (sidebar.on && !sidebar.on.checked) sidebar.on.click()
+  switchOn(sidebar)
+}
+
+const switchOn = ({ on }) => on && !on.checked && on.click()
+
+/** Someone types into the text; what we write into it ourselves is no reason to erase. */
+function typed(event) {
+  const sidebar = sidebars().find(({ text }) => text === event.target)
+  if (event.isTrusted && sidebar?.text.value.trim()) switchOn(sidebar)
 }
 
 function clear(event) {
@@ -90,6 +98,7 @@ function clear(event) {
 const drawAll = () => sidebars().forEach(draw)
 
 document.addEventListener("input", (event) => {
+  typed(event)
   if (event.target.closest?.(".saemnesia-picker, .saemnesia-text, .saemnesia-actuator")) edited(event)
 })
 document.addEventListener("click", clear)

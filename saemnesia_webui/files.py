@@ -1,6 +1,7 @@
 """The folder `models/sae` of the host."""
 import hashlib
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,15 @@ def names(models: Path) -> list[str]:
     found = (Path(folder, name) for folder, _, files in os.walk(root, followlinks=True) for name in files
              if name.endswith(".safetensors"))
     return sorted((path.relative_to(root).as_posix() for path in found), key=str.casefold)
+
+
+def split(text: str) -> list[str]:
+    """The files that a text names, each once. A name may hold a comma, and ends with .safetensors.
+
+    >>> split("red, white.safetensors, cat.safetensors")
+    ['red, white.safetensors', 'cat.safetensors']
+    """
+    return list(dict.fromkeys(name.strip() for name in re.split(r"(?<=\.safetensors),", text) if name.strip()))
 
 
 def load(models: Path, name: str) -> LoadedSae:

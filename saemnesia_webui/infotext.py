@@ -1,7 +1,7 @@
 """What is written into a PNG once the erasure ran, and read again when its text is pasted.
 
 The keys are `SAEmnesia <setting>`. The SAE, concepts and actuator are always there, other settings when they are not
-the default; the SAE's name is followed by the first digits of its file's SHA-256. `SAEmnesia fired` says in how many
+the default; each SAE's name is followed by the first digits of its file's SHA-256. `SAEmnesia fired` says in how many
 steps each concept was there to be erased.
 """
 import logging
@@ -40,8 +40,8 @@ def clear(params: MutableMapping[str, Any]) -> None:
 
 def write(params: MutableMapping[str, Any], job: Job) -> None:
     """Say what was erased, with every strength as a number."""
-    given = vars(job.settings) | {"sae": f"{job.sae.name} [{files.short_hash(job.sae.path)}]",
-                                  "concepts": format_choices(_with_strengths(job))}
+    saes = ", ".join(f"{sae.name} [{files.short_hash(sae.path)}]" for sae in job.saes)
+    given = vars(job.settings) | {"sae": saes, "concepts": format_choices(_with_strengths(job))}
     params.update({key(name): value for name, value in given.items()
                    if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])})
     params[FIRED] = job.fired()
@@ -65,7 +65,7 @@ def reader(setting: str, models: Path) -> Callable[[Mapping[str, Any]], Any]:
             return erased if setting == "enabled" else None
         value = params.get(key(setting), DEFAULTS[setting])
         if setting == "sae":
-            return _local_name(str(value), models)
+            return [_local_name(name, models) for name in re.split(r"(?<=\.safetensors),|(?<=\]),", str(value))]
         kind = type(DEFAULTS[setting])
         return str(value) == "True" if kind is bool else kind(value)
     return read

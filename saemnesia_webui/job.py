@@ -6,8 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from sae_models import Actuator, Edit, Erasure, SaeError, hookpoint
-from sae_models.adapter import CONDITIONAL_ONLY, Block, LoadedSae, Tally, build_edits, fitting_blocks, shown
+from sae_models import Actuator, Choice, Edit, Erasure, SaeError, hookpoint, parse
+from sae_models.adapter import (
+    CONDITIONAL_ONLY,
+    Block,
+    LoadedSae,
+    Tally,
+    build_edits,
+    by_block,
+    fitting_blocks,
+    shown,
+)
+from sae_models.concepts import find, format_choices
 
 from . import files, taps
 from .model import NoiseLevels, family_of, noise_levels, unet_of
@@ -20,6 +30,21 @@ NOTHING = ("nothing was erased: block {block} did not run, because another exten
 def as_sentence(error: Exception) -> SaeError:
     """A user's mistake as it is; anything else says where it came from."""
     return error if isinstance(error, SaeError) else SaeError(f"SAEmnesia failed: {error!r}")
+
+
+def shared_out(saes: Sequence[LoadedSae], text: str) -> list[tuple[LoadedSae, str]]:
+    """What of `text` each file is asked for: a concept goes to the first file that has it.
+
+    Raises SaeError for an unknown concept, as `LoadedSae.find` does.
+    """
+    choices, known = parse(text), [{c.name.casefold() for c in sae.concepts} for sae in saes]
+    asked: list[list[Choice]] = [[] for _ in saes]
+    for choice in choices:
+        owner = next((i for i, names in enumerate(known) if choice.name.casefold() in names), None)
+        if owner is None and len(saes) > 1 and not choice.name.startswith("#"):
+            find([c for sae in saes for c in sae.concepts], choice.name, 0, ", ".join(sae.name for sae in saes))
+        asked[owner or 0].append(choice)
+    return [(sae, format_choices(part)) for sae, part in zip(saes, asked, strict=True) if part]
 
 
 def fits(sae: LoadedSae, sd_model: Any) -> bool:
@@ -51,7 +76,7 @@ class Job:
     """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked;
     `ran`: places that the last model call came to."""
     settings: Settings
-    sae: LoadedSae | None = None
+    saes: Sequence[LoadedSae] = ()
     edits: Sequence[tuple[Block, Edit]] = ()
     error: SaeError | None = None
     fitted: Fitted | None = None
@@ -66,10 +91,11 @@ class Job:
 
         Raises SaeError for an SAE that cannot be read, an unknown concept or a strength out of range.
         """
-        sae = files.load(models, settings.sae).at(settings.hookpoint)
-        edits = build_edits(sae, settings.concepts, Actuator(settings.actuator),
-                            conditional_only=settings.apply_to == CONDITIONAL_ONLY)
-        return cls(settings, sae, edits)
+        saes = [files.load(models, name).at(settings.hookpoint) for name in files.split(settings.sae) or [""]]
+        edits = [edit for sae, text in shared_out(saes, settings.concepts)
+                 for edit in build_edits(sae, text, Actuator(settings.actuator),
+                                         conditional_only=settings.apply_to == CONDITIONAL_ONLY)]
+        return cls(settings, saes, edits)
 
     def begin(self) -> None:
         """A batch starts: what was counted before was another one."""
@@ -91,7 +117,7 @@ class Job:
 
     def not_run(self) -> SaeError:
         """What to say when a place of the SAE did not run in the last model call."""
-        blocks = [block for block, _ in self.edits]
+        blocks = by_block(self.edits)
         missing = [block.hookpoint for block in blocks if self.pending or block not in self.ran]
         return SaeError(NOTHING.format(block=shown(missing) or "of the SAE"))
 
@@ -99,13 +125,14 @@ class Job:
         """The edit on this model: cheap, so done at every evaluation, because hosts swap models while sampling."""
         unet = unet_of(sd_model)
         bare = getattr(unet, "_orig_mod", unet)
-        paths = _paths(self.sae, sd_model)
+        paths = {block: path for sae in self.saes for block, path in _paths(sae, sd_model).items()}
         modules = {block: bare.get_submodule(paths[block]) for block, _ in self.edits}
         if self.fitted and self.fitted.unet is unet and self.fitted.modules == modules:
             return self.fitted
         levels = noise_levels(sd_model)
         window = {"start_sigma": levels.at_share(self.settings.start), "end_sigma": levels.at_share(self.settings.end)}
-        erasures = {block: Erasure([replace(edit, **window)], residual=block.residual) for block, edit in self.edits}
+        erasures = {block: Erasure([replace(edit, **window) for edit in edits], residual=block.residual)
+                    for block, edits in by_block(self.edits).items()}
         return Fitted(unet, modules, levels, erasures, taps.keys({block: paths[block] for block in modules}))
 
     def verdict(self) -> SaeError | None:
@@ -125,5 +152,5 @@ class Job:
         """In how many steps each concept was there to be erased, in words."""
         return self.tally.in_words(self._names())
 
-    def _names(self) -> dict[Block, tuple[str, ...]]:
-        return {block: edit.names for block, edit in self.edits}
+    def _names(self) -> dict[Block, list[str]]:
+        return {block: [name for edit in edits for name in edit.names] for block, edits in by_block(self.edits).items()}

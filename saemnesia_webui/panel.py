@@ -17,7 +17,7 @@ from sae_models.concepts import format_choices
 
 from . import files, host, infotext
 from .find import Finder, Found, Progress, Wish
-from .job import fits
+from .job import fits, shared_out
 from .settings import CHOICES, DEFAULTS
 
 TITLE = "SAEmnesia: erase concepts"
@@ -39,7 +39,7 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
     elem_id: the host's name for an element of this tab.
     """
     names = files.names(models)
-    first = names[0] if names else ""  # None would not be restored by a pasted text
+    first = names[:1]
     with gr.Accordion(TITLE, open=False, elem_id=elem_id("panel"), elem_classes=["saemnesia-panel"]):
         enabled = gr.Checkbox(DEFAULTS["enabled"], label="Erase what is ticked", elem_id=elem_id("enabled"),
                               elem_classes=["saemnesia-enabled"])
@@ -50,8 +50,8 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
             stop = gr.Button("Stop", elem_id=elem_id("find_stop"), min_width=80)
         status = gr.HTML("", elem_id=elem_id("find_status"), elem_classes=["saemnesia-status"])
         with gr.Row(elem_classes=["saemnesia-row-of-buttons"]):
-            sae = gr.Dropdown(names, value=first, label="SAE", elem_id=elem_id("sae"), allow_custom_value=True,
-                              info="the file of models/sae whose concepts are listed below")
+            sae = _several(names, value=first, label="SAE", elem_id=elem_id("sae"),
+                           info="the files of models/sae whose concepts are listed below")
             refresh = gr.Button(REFRESH, elem_id=elem_id("refresh"), elem_classes=["tool"])
         listed = gr.HTML(concept_list(models, first), elem_id=elem_id("list"), elem_classes=["saemnesia-picker"])
         concepts = gr.Textbox(DEFAULTS["concepts"], label="Concepts to erase", lines=1, elem_id=elem_id("concepts"),
@@ -74,27 +74,36 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
     components = dict(zip(DEFAULTS, (enabled, sae, concepts, actuator, start, end, apply_to, hires, hookpoint),
                           strict=True))
 
-    def relist(name: str | None) -> str:
-        return concept_list(models, name)
+    def relist(chosen: list[str] | None) -> str:
+        return concept_list(models, chosen or [])
 
-    def reread(name: str | None) -> tuple[Any, str]:
+    def reread(chosen: list[str] | None) -> tuple[Any, str]:
         names = files.names(models)
-        chosen = name if name in names else only_file(models)
-        return gr.update(choices=names, value=chosen), relist(chosen)
+        left = [name for name in chosen or [] if name in names] or (names if len(names) == 1 else [])
+        return gr.update(choices=names, value=left), relist(left)
 
-    def find(text: str, told_from: str, pictures: float, side: float, cfg: float, chosen: str) -> Iterator[tuple]:
-        yield from finding(finder, Wish(text, told_from, int(pictures), int(side), float(cfg)), chosen)
+    def find(words: str, told_from: str, pictures: float, side: float, cfg: float, chosen: list[str] | None,
+             text: str) -> Iterator[tuple]:
+        yield from finding(finder, Wish(words, told_from, int(pictures), int(side), float(cfg)), chosen or [], text)
     for part in (sae, enabled):
         part.change(relist, inputs=[sae], outputs=[listed], show_progress=False)
     refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
     outputs = [status, sae, listed, concepts, enabled]
     for event in (begin.click, words.submit):
-        event(find, inputs=[words, *wish, concepts], outputs=outputs, show_progress=False)
+        event(find, inputs=[words, *wish, sae, concepts], outputs=outputs, show_progress=False)
     stop.click(host.stop, show_progress=False, queue=False)  # it must not wait behind what it stops
     for part in (concepts, actuator, enabled):
         _on_change_in_page(part, CHANGED)
     return Panel(list(components.values()),
                  [(part, infotext.reader(name, models)) for name, part in components.items()])
+
+
+def _several(names: list[str], **options: Any) -> Any:
+    """A list to choose several from, and names that it does not hold: gradio 4 has to be told so, 3 must not."""
+    try:
+        return gr.Dropdown(names, multiselect=True, allow_custom_value=True, **options)
+    except ValueError:
+        return gr.Dropdown(names, multiselect=True, **options)
 
 
 def _wishes(elem_id: Callable[[str], str]) -> list[Any]:
@@ -110,33 +119,36 @@ def _wishes(elem_id: Callable[[str], str]) -> list[Any]:
     return [told_from, pictures, side, cfg]
 
 
-def finding(finder: Finder, wish: Wish, chosen: str) -> Iterator[tuple]:
-    """(status, file, list, text, tick) of the sidebar while words are found, and when they are."""
-    same = gr.update()
+def finding(finder: Finder, wish: Wish, chosen: list[str], text: str) -> Iterator[tuple]:
+    """(status, files, list, text, tick) of the sidebar while words are found, and when they are."""
+    same, models = gr.update(), finder.models
     try:
         for now in finder.watched(wish):
             if isinstance(now, Progress):
                 yield f'<div class="saemnesia-message">{_bar(now)}{escape(now.text)}</div>', same, same, same, same
             else:
-                file = gr.update(choices=files.names(finder.models), value=now.file)
-                yield _message("\n".join(now.said)), file, concept_list(finder.models, now.file), \
-                    ticked(chosen, wish.words, now), True
+                names, ticks = beside(models, chosen, text, now, wish.words)
+                yield _message("\n".join(now.said)), gr.update(choices=files.names(models), value=names), \
+                    concept_list(models, names), ticks, True
     except SaeError as error:
         yield _message(str(error), "saemnesia-error"), same, same, same, same
 
 
+def beside(models: Path, chosen: list[str], text: str, found: Found, words: str) -> tuple[list[str], str]:
+    """The files and the text with what was found: files of which something is ticked stay, and those ticks."""
+    new = {name.casefold() for name in found.names}
+    try:
+        before = [choice for choice in parse(text) if choice.name.casefold() not in new]
+        saes = [found.sae, *(files.load(models, name) for name in chosen if name != found.file)]
+        asked = {sae.name for sae, _ in shared_out(saes, format_choices(before))} if before else set()
+    except SaeError:
+        return [found.file], words
+    return [found.file, *(name for name in chosen if name in asked - {found.file})], \
+        format_choices([*before, *parse(words)])
+
+
 def _bar(now: Progress) -> str:
     return f'<progress value="{now.share:.3f}"></progress>' if now.steps else ""
-
-
-def ticked(text: str, words: str, found: Found) -> str:
-    """The concepts of `text` that the found file has, and those just found."""
-    try:
-        before = parse(text)
-    except SaeError:
-        before = []
-    known = {concept.name.casefold() for concept in found.sae.concepts} - {name.casefold() for name in found.names}
-    return format_choices([*(choice for choice in before if choice.name.casefold() in known), *parse(words)])
 
 
 def _on_change_in_page(component: Any, code: str) -> None:
@@ -147,41 +159,43 @@ def _on_change_in_page(component: Any, code: str) -> None:
         component.change(None, _js=code)
 
 
-def only_file(models: Path) -> str:
-    """The file of models/sae, where there is exactly one."""
-    names = files.names(models)
-    return names[0] if len(names) == 1 else ""
-
-
-def concept_list(models: Path, name: str | None) -> str:
-    """HTML of an SAE's concepts, by kind, or the sentence why there is none."""
-    if not name:
+def concept_list(models: Path, names: list[str]) -> str:
+    """HTML of the concepts of some files, by kind, or the sentences why there are none."""
+    if not names:
         count = len(files.names(models))
         return _message(f"Choose one of {count} files." if count else
                         f"Nothing is found yet: write a word above and press Find. Or put an SAE or concept file into "
                         f"{models / files.FOLDER} and press {REFRESH}.")
-    try:
-        sae = files.load(models, name)
-    except SaeError as error:
-        return _message(str(error), "saemnesia-error")
-    about, concepts = _about(sae), sae.concepts
-    if not concepts:
-        return about + _message(f"{name} has no concept names: write a latent's number such as #12.")
+    about, concepts = [], {}
+    for name in names:
+        try:
+            sae = files.load(models, name)
+        except SaeError as error:
+            about.append(_message(str(error), "saemnesia-error"))
+            continue
+        about.append(_about(sae, len(names) > 1))
+        concepts = {concept.name.casefold(): concept for concept in sae.concepts} | concepts
+    return "".join(about) + (_ticks(list(concepts.values())) if concepts else "")
+
+
+def _ticks(concepts: list[Concept]) -> str:
     groups = (_group(title, [c for c in concepts if (c.kind if c.kind in HEADINGS else "") == kind])
               for kind, title in HEADINGS.items())
-    return (f'{about}<div class="saemnesia-bar">'
-            f'<input type="text" class="saemnesia-search" placeholder="Search concepts" '
+    return (f'<div class="saemnesia-bar"><input type="text" class="saemnesia-search" placeholder="Search concepts" '
             f'aria-label="Search concepts"><span class="saemnesia-count" role="status"></span>'
             f'<button type="button" class="saemnesia-clear">Clear</button></div>'
             f'<div class="saemnesia-list">{"".join(groups)}</div>'
             f'<div class="saemnesia-unknown saemnesia-error" role="status"></div>')
 
 
-def _about(sae: LoadedSae) -> str:
-    """What a file is for, and whether it fits the checkpoint that is loaded."""
+def _about(sae: LoadedSae, named: bool) -> str:
+    """What a file is for, and whether it fits the checkpoint that is loaded; named: say which file it is."""
     count = len(sae.headers)
     where = f"{count} places" if count > 1 else sae.headers[0].hookpoint or "a block that it does not say"
     said = f"For {BASES.get(sae.base, sae.base or 'a base model that it does not say')}, at {where}."
+    said = f"{sae.name}: {said}" if named else said
+    if not sae.concepts:
+        said += " It has no concept names: write a latent's number such as #12."
     model = host.loaded()
     try:
         return _message(f"{said} It fits the loaded checkpoint." if model is not None and fits(sae, model) else said)

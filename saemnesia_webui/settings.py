@@ -17,8 +17,8 @@ KINDS = {bool: "true or false", float: "a number", int: "a whole number", str: "
 class Settings:
     """In the order of the script's arguments; a new one comes last, because API users pass them by position.
 
-    start, end: the part of sampling in which it acts, as shares; hires: also in the second pass; hookpoint: "" is the
-    one the SAE's file says.
+    sae: a file of models/sae, or several with commas between; start, end: the part of sampling in which it acts, as
+    shares; hires: also in the second pass; hookpoint: "" is the one the SAE's file says.
     """
     enabled: bool = False
     sae: str = ""
@@ -56,6 +56,9 @@ def read(arguments: Sequence[Any], axes: Mapping[str, Any] | None = None) -> Set
         given = {"enabled": True, **arguments[0]}
     else:
         given = dict(zip(DEFAULTS, arguments, strict=False))
+    files = given.get("sae")
+    if isinstance(files, list | tuple) and all(isinstance(file, str) for file in files):
+        given["sae"] = ", ".join(files)
     axes = dict(axes or {})
     strength = axes.pop("strength", None)
     given |= axes if not axes and strength is None else {**axes, "enabled": True}

@@ -58,7 +58,8 @@ def sd_model(unet: nn.Module, forge: bool = False, sgm: bool = False, encode: Ca
 
 
 class State(SimpleNamespace):
-    """The host's job: what its progress bar and its *Interrupt* are about. seen: textinfo and job_no at each step."""
+    """The host's job: what its progress bar and its *Interrupt* are about. seen: its text, job_no and job_count at each
+    step."""
 
     def __init__(self) -> None:
         super().__init__(job="", job_no=0, job_count=0, sampling_step=0, interrupted=False, skipped=False,
@@ -231,6 +232,8 @@ class Webui:
                        timesteps=tuple(torch.linspace(999, 0, wanted.steps + 1)[:-1].tolist()),
                        size=(wanted.height // 8, wanted.width // 8))
         self.painted.append(p)
+        if self.shared.state.job_count == -1:
+            self.shared.state.job_count = 1
         if self.shared.state.interrupted:
             return Processed(images=[], infotexts=[])
         processed = self.run(p)
@@ -305,7 +308,8 @@ class Webui:
         """One evaluation of classifier-free guidance."""
         if self.shared.state.interrupted:
             raise Interrupted
-        self.shared.state.seen.append((self.shared.state.textinfo, self.shared.state.job_no))
+        state = self.shared.state
+        state.seen.append((state.textinfo, state.job_no, state.job_count))
         cond = torch.cat([self._embed(text, p.tokens[0]) for texts in p.prompts for text in texts])
         uncond = torch.cat([self._embed("" if p.euler else 0, p.tokens[1])] * len(x))
         owners = [i for i, texts in enumerate(p.prompts) for _ in texts]

@@ -5,6 +5,7 @@ models, and the ways in which an extension silently does not erase.
 """
 import logging
 import re
+from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from fake_webui import Processing, Webui, sd_model, sigma_at
 from small_model import UNET_CONFIG, write_places, write_sae
 from webui_model import UNET, random_unet
 
-from sae_models import Actuator, Erasure, SaeError, hookpoint
+from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeError, Statistics, hookpoint
 from sae_models.adapter import LoadedSae, build_edits
+from sae_models.table import Table, add
 
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
 import comfy.model_sampling  # isort: skip
@@ -567,15 +569,13 @@ def test_the_summary_and_the_page_name_a_concept_once(webui, models, caplog):
         erased = webui.generate(True, PLACES, "cat, rocket")
     assert "steps in which a concept fired at any of 5 places, of 3: cat 3, rocket 0" in caplog.text
     assert erased.infotexts[0]["SAEmnesia concepts"] == "cat:1.0, rocket:1.0"
-    assert panel.concept_list(models, PLACES).count('data-name="cat"') == 1
+    assert panel.concept_list(models, [PLACES]).count('data-name="cat"') == 1
 
 
-def test_where_no_file_is_chosen_the_sidebar_says_what_to_do_and_takes_the_only_one(webui, models, tmp_path):
+def test_where_no_file_is_chosen_the_sidebar_says_what_to_do(webui, models, tmp_path):
     from saemnesia_webui import panel
-    assert "Put an SAE or concept file into" in panel.concept_list(tmp_path, "") and not panel.only_file(tmp_path)
-    write_sae(tmp_path / "sae" / SAE)
-    assert panel.only_file(tmp_path) == SAE
-    assert "Choose one of 3 files" in panel.concept_list(models, "") and not panel.only_file(models)
+    assert "write a word above and press Find. Or put an SAE or concept file into" in panel.concept_list(tmp_path, [])
+    assert "Choose one of 3 files" in panel.concept_list(models, [])
 
 
 # --- life cycle (2.2) ----------------------------------------------------------------------------------------
@@ -722,6 +722,48 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
         cell((False, SAE), concepts="catt")
 
 
+# --- several files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def more(models) -> Iterator[str]:
+    """A second file at the block of the first, whose name holds a comma; only it has the fox."""
+    name = "fox, and cat.safetensors"
+    parts = Table((Concept("fox", (0,)), Concept("cat", (1,))),
+                  Rows(torch.randn(2, 64, generator=torch.Generator().manual_seed(5)) / 8, torch.zeros(2),
+                       torch.randn(2, 64, generator=torch.Generator().manual_seed(6)) / 8,
+                       Statistics((1.0,), torch.zeros(2, 1), torch.ones(2, 1))))
+    add(models / "sae" / name, [(Header(SaeConfig(64, 2, 2), BLOCK, "sd15"), parts)])
+    yield name
+    (models / "sae" / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_concepts_of_several_files_are_erased_in_one_run(request, models, more, name):
+    host = request.getfixturevalue(name)
+    edits = [build_edits(LoadedSae.read(file, models / "sae" / file), text, Actuator.ABLATE)[0][1]
+             for file, text in ((SAE, "cat"), (more, "fox:0.5"))]
+    erasure, now = Erasure(edits), {}
+    host.spy = lambda sigma, conditional: now.update(sigma=sigma)
+    handle = hookpoint.find(unet_of(host), BLOCK).register_forward_hook(
+        lambda module, inputs, output: erasure(output, now["sigma"], None).out)
+    wanted = host.generate(use_script=False)
+    handle.remove()
+    both = host.generate({"sae": f"{SAE}, {more}", "concepts": "cat, fox:0.5"})
+    assert same(both, wanted) and not same(both, host.generate(*CAT)) and host.errors == []
+    assert same(host.generate(True, [SAE, more], "fox:0.5, cat"), wanted)
+    assert both.infotexts[0]["SAEmnesia fired"] == "cat: in 3 of 3 steps, fox: in 3 of 3 steps"
+    read_back = pasted(host, models, both.infotexts[0])
+    assert (read_back["sae"], read_back["concepts"]) == ([SAE, more], "cat:1.0, fox:0.5")
+
+
+def test_a_slip_with_several_files_names_them_all(webui, more):
+    refused(webui, {"sae": [SAE, more], "concepts": "foxx"},
+            says=f"{SAE}, {more} has no concept 'foxx'; nearest: fox")
+    refused(webui, {"sae": [SAE, "gone.safetensors"], "concepts": "cat"}, says=r"no SAE 'gone.safetensors'")
+    refused(webui, {"sae": [SAE, "folder/sdxl.safetensors"], "concepts": "cat"}, says="trained on a sdxl model")
+
+
 # --- infotext ------------------------------------------------------------------------------------------------
 
 
@@ -735,7 +777,7 @@ def test_pasted_text_restores_every_setting(webui, models):
              "apply_to": "conditional only", "hires": False, "hookpoint": BLOCK}
     written = webui.generate(asked).infotexts[0]
     read_back = pasted(webui, models, {key: str(value) for key, value in written.items()})
-    assert read_back == asked | {"enabled": True, "concepts": "Cat:1.0, dog:0.25"}
+    assert read_back == asked | {"enabled": True, "sae": [SAE], "concepts": "Cat:1.0, dog:0.25"}
     short = webui.generate(*CAT).infotexts[0]
     assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator", "SAEmnesia fired"}
     assert pasted(webui, models, short)["hires"] is True
@@ -759,7 +801,7 @@ def test_the_hash_is_that_of_the_file_and_another_file_is_noticed(webui, models,
     from saemnesia_webui import files
     written = webui.generate(*CAT).infotexts[0]["SAEmnesia sae"]
     assert written == f"{SAE} [{files.short_hash(models / 'sae' / SAE)}]"
-    assert pasted(webui, models, {"SAEmnesia sae": f"{SAE} [0123456789]"})["sae"] == SAE
+    assert pasted(webui, models, {"SAEmnesia sae": f"{SAE} [0123456789]"})["sae"] == [SAE]
     assert "made with another animals.safetensors (0123456789)" in caplog.text
 
 

@@ -10,7 +10,7 @@ import torch
 from canvas_graphs import erase, graph, latents
 from fake_webui import Webui, sd_model
 from host_graphs import node
-from small_model import NAME, UNET_CONFIG
+from small_model import NAME, UNET_CONFIG, write_places
 from webui_model import UNET, random_unet
 
 from sae_models import SaeError, hookpoint, read_headers
@@ -108,7 +108,8 @@ def test_a_known_word_is_not_painted_again_and_a_new_one_joins_the_file(a1111):
 def test_the_hosts_progress_bar_counts_all_batches_and_says_what_is_done(a1111):
     find(a1111)
     seen = a1111.shared.state.seen
-    assert max(number for _, number in seen) == len(a1111.painted) - 1
+    assert max(number for _, number, _ in seen) == len(a1111.painted) - 1
+    assert {count for _, _, count in seen} == {len(a1111.painted)}
     assert seen[1][0].startswith("painting to learn from: step 1 of 48, about ")
     assert seen[-1][0].startswith("painting to learn from: step 47 of 48, about ")
     assert a1111.shared.state.job == ""
@@ -138,11 +139,16 @@ def test_interrupted_it_leaves_no_file_and_goes_on_where_it_was(a1111, calls):
 
 
 def test_what_was_armed_before_is_not_erased_from_what_it_learns(a1111):
-    whole = find(a1111).as_json()["concepts"]
-    (a1111.models / "sae" / files(a1111)[0]).rename(a1111.models / "sae" / "cat.safetensors")
-    a1111.module.ERASER.job = a1111.module.Job.prepare(
-        a1111.module.settings.read([{"sae": "cat.safetensors", "concepts": "cat"}]), a1111.models)
-    assert find(a1111).as_json()["concepts"] == whole
+    path = a1111.models / "sae" / find(a1111).file
+    whole = path.read_bytes()
+    path.unlink()
+    unet, armed = unet_of(a1111), {"sae": "armed.safetensors", "concepts": "cat"}
+    write_places(a1111.models / "sae" / armed["sae"], {name: hookpoint.width(hookpoint.find(unet, name))
+                                                       for name in hookpoint.cross_attentions(unet)})
+    assert not same(a1111.generate(armed, **CAT), a1111.generate(False, **CAT))
+    a1111.module.ERASER.job = a1111.module.Job.prepare(a1111.module.settings.read([armed]), a1111.models)
+    find(a1111)
+    assert path.read_bytes() == whole
 
 
 def test_two_searches_wait_for_each_other(a1111):

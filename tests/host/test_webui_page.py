@@ -129,7 +129,7 @@ def test_every_call_of_ui_makes_the_same_arguments(served):
     first, *others = served.said["tabs"]
     assert all(tab == first for tab in others)
     values = [value for _, _, value, _ in first]
-    assert values == [False, "animals.safetensors", "", "ablate", 0.0, 1.0, "both", True, ""]
+    assert values == [False, ["animals.safetensors"], "", "ablate", 0.0, 1.0, "both", True, ""]
     assert first[1][3] == ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]
     assert first[3][3] == ["ablate", "steer", "replace"]
     assert [value for _, value in served.said["infotext"]] == [False, *[None] * 8]
@@ -139,7 +139,7 @@ def test_every_call_of_ui_makes_the_same_arguments(served):
 def test_without_any_sae_there_is_a_sidebar_that_a_pasted_text_can_fill(folder, tmp_path):
     """The hosts give a pasted value the type of the component's first one."""
     said = json.loads(started(folder, tmp_path, "-").communicate()[0])
-    assert [value for _, _, value, _ in said["tabs"][0]][:3] == [False, "", ""] and said["errors"] == []
+    assert [value for _, _, value, _ in said["tabs"][0]][:3] == [False, [], ""] and said["errors"] == []
 
 
 def test_routes_list_saes_and_concepts(served):
@@ -169,7 +169,7 @@ def test_ticks_and_strengths_are_written_into_the_text(page):
     assert "'concepts': 'cat:0.8, noto style'" in generate(page)
     row(page, "cat").get_by_role("checkbox").uncheck()
     expect(text(page)).to_have_value("noto style")
-    page.get_by_role("button", name="Clear").first.click()
+    page.locator(".saemnesia-clear").first.click()
     expect(text(page)).to_have_value("")
     expect(page.locator(".saemnesia-row input:checked")).to_have_count(0)
 
@@ -212,12 +212,18 @@ def test_a_strength_out_of_range_is_marked(page):
     expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "false")
 
 
-def choose_sae(page: Page, name: str) -> None:
-    box = page.locator("#script_txt2img_saemnesia_sae input").first
-    box.click()
-    box.fill(name)
-    box.press("Enter")
-    box.blur()
+def choose_sae(page: Page, *names: str) -> None:
+    """In place of those that are chosen."""
+    box = page.locator("#script_txt2img_saemnesia_sae").first
+    if box.locator(".token").count():
+        box.locator(".remove-all").click()
+        expect(box.locator(".token")).to_have_count(0)
+    for count, name in enumerate(names, 1):
+        box.locator("input").click()
+        box.locator("input").fill(name)
+        page.locator("ul.options li").filter(has_text=name).first.click()
+        expect(box.locator(".token")).to_have_count(count)
+    box.locator("input").blur()
 
 
 def test_another_sae_brings_its_concepts_and_a_damaged_one_its_sentence(page):
@@ -252,7 +258,7 @@ def test_a_new_file_is_there_after_refresh(page, models):
         page.locator("#script_txt2img_saemnesia_refresh").first.click()
         page.wait_for_timeout(500)
         choose_sae(page, "new.safetensors")
-        assert "'sae': 'new.safetensors'" in generate(page)
+        assert "'sae': ['new.safetensors']" in generate(page)
     finally:
         new.unlink()
 
@@ -272,10 +278,20 @@ def test_to_look_into_it_erases_nothing_and_a_tick_does(page):
     expect(page.get_by_label("Result")).to_have_value(re.compile("'enabled': True.*'concepts': 'cat'"))
 
 
+def test_typing_what_to_erase_switches_it_on_and_taking_a_tick_away_does_not(page):
+    tick = panel(page, "enabled").locator("input")
+    text(page).fill("cat, dog")
+    expect(tick).to_be_checked()
+    tick.uncheck()
+    row(page, "cat").get_by_role("checkbox").uncheck()
+    expect(text(page)).to_have_value("dog")
+    expect(tick).not_to_be_checked()
+
+
 def test_words_that_the_file_does_not_have_are_said_while_typing(page):
     unknown = page.locator(".saemnesia-unknown").first
     text(page).fill("cat, catt:0.5, Rocket, zebra")
-    expect(unknown).to_have_text("not in this file: catt, zebra")
+    expect(unknown).to_have_text("not in the list: catt, zebra")
     text(page).fill("Cat, #12")
     expect(unknown).to_have_text("")
 
@@ -288,7 +304,7 @@ def test_what_a_file_is_for_and_whether_it_fits_is_said_before_generate(page):
 
 
 def test_refresh_says_how_many_there_are_to_choose_from_and_takes_the_only_one(page, models):
-    choose_sae(page, "gone.safetensors")
+    choose_sae(page)
     panel(page, "refresh").click()
     expect(page.locator(".saemnesia-message").first).to_have_text("Choose one of 3 files.")
     others = [models / "sae" / name for name in ("castles.safetensors", "damaged.safetensors")]
@@ -297,10 +313,18 @@ def test_refresh_says_how_many_there_are_to_choose_from_and_takes_the_only_one(p
     try:
         panel(page, "refresh").click()
         expect(row(page, "cat")).to_be_visible()
-        assert "'sae': 'animals.safetensors'" in generate(page)
+        assert "'sae': ['animals.safetensors']" in generate(page)
     finally:
         for path in others:
             path.with_suffix(".away").rename(path)
+
+
+def test_concepts_of_several_files_are_one_list(page):
+    choose_sae(page, "animals.safetensors", "castles.safetensors")
+    for name in ("castle", "cat"):
+        row(page, name).get_by_role("checkbox").check()
+    expect(page.locator(".saemnesia-picker").first).to_contain_text("castles.safetensors: For a base model")
+    assert "'sae': ['animals.safetensors', 'castles.safetensors'], 'concepts': 'castle, cat'" in generate(page)
 
 
 def find(page: Page, words: str, pictures: int = 8) -> None:
@@ -322,10 +346,10 @@ def test_a_word_is_found_and_ticked(page, models):
         expect(status(page).locator("progress")).to_be_visible()
         expect(status(page)).to_contain_text(re.compile(r"zebra: .*% removed.*found in"), timeout=120_000)
         expect(row(page, "zebra").get_by_role("checkbox")).to_be_checked()
-        expect(text(page)).to_have_value("zebra:0.5")
+        expect(text(page)).to_have_value("dog, zebra:0.5")
         expect(panel(page, "enabled").locator("input")).to_be_checked()
         said = generate(page)
-        assert "'enabled': True, 'sae': 'small v1 " in said and "'concepts': 'zebra:0.5'" in said
+        assert "'enabled': True, 'sae': ['small v1 " in said and "'animals.safetensors']" in said
     finally:
         for path in (models / "sae").glob("small v1*"):
             path.unlink()
