@@ -96,8 +96,11 @@ class Train(io.ComfyNode):
                     "An SAE of the same places, yours or a published one, to teach the concepts. Then all steps go "
                     "into the concepts, and k is that SAE's. Without it a new SAE is trained first.")),
             ],
-            outputs=[files.SaeType.Output("sae", display_name="SAE"), io.Image.Output("report_picture"),
-                     io.String.Output("report")],
+            outputs=[
+                files.SaeType.Output("sae", display_name="SAE", tooltip="The file, for SAEmnesia Erase and its list."),
+                io.Image.Output("report_picture", tooltip="The curve of training and a line a concept, to look at."),
+                io.String.Output("report", tooltip="The same in words."),
+            ],
         )
 
     @classmethod

@@ -54,8 +54,12 @@ class EraseWords(io.ComfyNode):
                 io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip=(
                     "Guidance of these pictures: what you paint with. 1 for Turbo, Lightning and LCM models.")),
             ],
-            outputs=[io.Model.Output(display_name="MODEL"), files.SaeType.Output("found", display_name="SAE"),
-                     io.String.Output("report", display_name="report")],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="Paint with it: it does not paint the words."),
+                files.SaeType.Output("found", display_name="SAE", tooltip=(
+                    "The file with all that was found on this checkpoint, for SAEmnesia Erase and its list.")),
+                io.String.Output("report", display_name="report", tooltip="What is also said on the node."),
+            ],
         )
 
     @classmethod
