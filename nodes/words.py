@@ -36,6 +36,7 @@ class EraseWords(io.ComfyNode):
             description="Write what shall not be painted, and paint. The first time it meets a word on a checkpoint it "
                         "paints some small pictures to find it, and keeps what it found in models/sae; from then on it "
                         "erases at once. Works at any guidance, also where a negative prompt does nothing.",
+            is_output_node=True,  # so that the host shows again what it said when it is taken from the cache
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),

@@ -206,6 +206,19 @@ def drag_corner(page: Page, node: int, right: int, down: int) -> None:
     page.mouse.up()
 
 
+def keep_what_is_said(page: Page) -> None:
+    """Note all that the page's one report says from now on."""
+    page.evaluate("""() => {
+        window.said = []
+        const report = document.querySelector(".saemnesia-report")
+        if (report) new MutationObserver(() => said.push(report.textContent)).observe(report, { childList: true })
+    }""")
+
+
+def said(page: Page) -> list[str]:
+    return page.evaluate("() => said")
+
+
 def saved(page: Page) -> dict[str, Any]:
     """The workflow as it is saved."""
     return page.evaluate("() => JSON.parse(JSON.stringify((app.rootGraph ?? app.graph).serialize()))")

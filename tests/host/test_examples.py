@@ -31,15 +31,23 @@ def example(request):
 
 
 def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
-    page = canvas.open_page(browser, comfy, nodes2=False)
+    page = canvas.open_page(browser, comfy, nodes2=example == "words")
     workflow = json.loads((EXAMPLES / f"{example}.json").read_text("utf-8"))
     canvas.load(page, workflow)
     kept = {node["id"]: node.get("widgets_values") for node in canvas.saved(page)["nodes"]}
     for node in workflow["nodes"]:
         assert (kept[node["id"]] or []) == node.get("widgets_values", []), node["type"]
+    canvas.keep_what_is_said(page)
     assert len(set(canvas.queue_and_wait(page))) >= 2
     if example in ("find", "words"):
         expect(page.locator(".saemnesia-report")).to_contain_text("cat: ")
+    if example == "words":
+        assert any("cat (object): painting to learn from, step" in text for text in canvas.said(page))
+        again = canvas.open_page(browser, comfy, nodes2=True)
+        canvas.load(again, workflow)
+        canvas.queue_and_wait(again)
+        expect(again.locator(".saemnesia-report")).to_contain_text("cat: ")
+        again.context.close()
     for name in WRITTEN[example]:
         assert list((COMFY / "models" / "sae").glob(f"{name}.safetensors"))
     page.context.close()

@@ -4,6 +4,7 @@
  * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
  * comes later.
  */
+import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept"]
@@ -50,8 +51,20 @@ function show(node, text) {
   node.setDirtyCanvas(true, true)
 }
 
+/** The node that the server calls so: "5", or "7:5" inside of a subgraph. */
+function nodeOf(id) {
+  const path = String(id).split(":")
+  return path.reduce((node, part) => (node?.subgraph ?? node)?.getNodeById?.(part), app.rootGraph ?? app.graph)
+}
+
 app.registerExtension({
   name: "SAEmnesia.NodeReport",
+  setup() {
+    api.addEventListener("progress_text", ({ detail }) => {
+      const node = LiteGraph.vueNodesMode && nodeOf(detail.nodeId) // the canvas shows the host's own line
+      if (reports.has(node)) show(node, detail.text)
+    })
+  },
   nodeCreated(node) {
     if (!REPORTING.includes(node.comfyClass)) return
     addReport(node)
