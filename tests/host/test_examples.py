@@ -1,12 +1,16 @@
 """The example workflows, run as they load: in the page of a real ComfyUI, on the small model of this repository."""
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import widget_helpers as canvas
 from playwright.sync_api import expect
 
-from tools.comfy_host import COMFY, ComfyHost
+from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 WRITTEN = {"erase": (), "find": ("found",), "train": ("my concepts",), "words": ("minicanvas *",)}
@@ -51,6 +55,34 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     for name in WRITTEN[example]:
         assert list((COMFY / "models" / "sae").glob(f"{name}.safetensors"))
     page.context.close()
+
+
+@pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
+def test_make_demo_ui_opens_the_workflow_and_writes_nothing_of_the_users(browser, tmp_path, front_end):
+    mine = tmp_path / "default" / "workflows" / "erase.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine", "utf-8")
+    port, host = str(free_port()), COMFY.parents[1]
+    command = [str(PYTHON), "-m", "tools.demo_ui", port, "--user-directory", str(tmp_path), *front_end,
+               "--database-url", f"sqlite:///{tmp_path}/comfyui.db"]
+    opens = f"printf %s \"$1\" > '{tmp_path}/opened'"  # a browser that only notes what it was asked for
+    (tmp_path / "browser").write_text(f"#!/bin/sh\n{opens}\n", "utf-8")
+    (tmp_path / "browser").chmod(0o755)
+    running = subprocess.Popen(command, cwd=host, env=os.environ | {"BROWSER": f"{tmp_path}/browser %s"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "opened").exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        page = browser.new_context().new_page()
+        page.goto((tmp_path / "opened").read_text("utf-8"))
+        page.wait_for_function("() => window.app?.graph?.nodes.some((node) => node.type === 'SAEmnesiaErase')",
+                               timeout=60_000)
+        page.context.close()
+        assert mine.read_text("utf-8") == "mine"
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait(30)
 
 
 def test_every_example_is_run():
