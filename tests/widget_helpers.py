@@ -103,6 +103,16 @@ def about(page: Page) -> Locator:
     return page.locator(".saemnesia-about")
 
 
+def boxes(page: Page) -> dict[str, list[float]]:
+    """{title and id of a node: left, top, right and bottom of it, with its title}."""
+    return page.evaluate("""() => Object.fromEntries(app.graph.nodes.map((node) => {
+        const html = document.querySelector(`.lg-node[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+        const [x, y] = node.pos, [width, height] = node.size
+        return [`${node.title} ${node.id}`, html ? [html.left, html.top, html.right, html.bottom]
+            : [x, y - LiteGraph.NODE_TITLE_HEIGHT, x + width, y + height]]
+    }))""")
+
+
 def is_inside_its_node(one: Locator, page: Page, node: int) -> bool:
     """Whether an element is seen whole in its node, whichever renderer draws that."""
     show_origin(page)

@@ -1,4 +1,5 @@
 """The example workflows, run as they load: in the page of a real ComfyUI, on the small model of this repository."""
+import itertools
 import json
 import os
 import signal
@@ -55,6 +56,22 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     for name in WRITTEN[example]:
         assert list((COMFY / "models" / "sae").glob(f"{name}.safetensors"))
     page.context.close()
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
+def test_the_nodes_of_an_example_do_not_touch(browser, front_end, nodes2):
+    with ComfyHost(*front_end) as running:
+        page = canvas.open_page(browser, running, nodes2)
+        for path in sorted(EXAMPLES.glob("*.json")):
+            canvas.load(page, json.loads(path.read_text("utf-8")))
+            page.wait_for_timeout(1500)
+            boxes = canvas.boxes(page)
+            assert len(boxes) > 5
+            for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+                gap = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+                assert gap >= 10, (path.stem, one, other)
+        page.context.close()
 
 
 @pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
