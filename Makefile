@@ -25,12 +25,8 @@ test-webui: ## the tests in a real A1111 or Forge: WEBUI_PATH=a checkout of one,
 demo: setup checkpoint ## erase a concept from a real model and look at the pictures
 	$(HOST_PYTHON) -m tools.demo $(ARGS)
 
-demo-ui: setup checkpoint ## the same in ComfyUI's page, on http://127.0.0.1:8188 (PORT=...), until Ctrl-C
-	@mkdir -p .host/ComfyUI/user/default/workflows && cp example_workflows/erase.json .host/ComfyUI/user/default/workflows/
-	@echo "In the page open the workflow 'erase' (Workflows, on the left, or press w)."
-	@echo "Open http://127.0.0.1:$(PORT) when the server says that it has started; Ctrl-C ends it."
-	@cd .host/ComfyUI && ../venv/bin/python -W ignore main.py --cpu --use-pytorch-cross-attention \
-		--listen 127.0.0.1 --port $(PORT) --disable-auto-launch --disable-api-nodes $(ARGS)
+demo-ui: setup checkpoint ## the same in ComfyUI's page, opened on http://127.0.0.1:8188 (PORT=...), until Ctrl-C
+	$(HOST_PYTHON) -m tools.demo_ui $(PORT) $(ARGS)
 
 bench-minicanvas: setup checkpoint ## how well concepts are erased, and what else changes
 	$(HOST_PYTHON) -m benchmarks.minicanvas.bench $(ARGS)

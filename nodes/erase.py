@@ -31,7 +31,7 @@ class Erase(io.ComfyNode):
                     "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
                     "further away, above 0 strengthens the concept.")),
             ],
-            outputs=[io.Model.Output(display_name="MODEL")],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="Paint with it: it does not paint the concepts.")],
         )
 
     @classmethod

@@ -24,7 +24,8 @@ class ExportConcept(io.ComfyNode):
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
                     "Which concepts, for example: cat, dog. #123 is neuron 123 of an SAE without names.")),
             ],
-            outputs=[files.SaeType.Output("concept_file", display_name="SAE")],
+            outputs=[files.SaeType.Output("concept_file", display_name="SAE", tooltip=(
+                "The concept file, for SAEmnesia Erase and its list."))],
         )
 
     @classmethod

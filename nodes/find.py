@@ -70,7 +70,11 @@ class FindConcept(io.ComfyNode):
                     "An SAE of this model, for 'the best neurons'; its concepts are also what the new one is told from "
                     "where 'contrast' is empty.")),
             ],
-            outputs=[files.SaeType.Output("concept_file", display_name="SAE"), io.String.Output("report")],
+            outputs=[
+                files.SaeType.Output("concept_file", display_name="SAE", tooltip=(
+                    "The concept file, for SAEmnesia Erase and its list.")),
+                io.String.Output("report", tooltip="What is also said on the node."),
+            ],
         )
 
     @classmethod

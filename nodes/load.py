@@ -17,7 +17,8 @@ class LoadSae(io.ComfyNode):
                     "The block the SAE was trained on, for example up_blocks.1.attentions.1. "
                     "Leave empty: the file says it. Only some published SAEs need it.")),
             ],
-            outputs=[files.SaeType.Output("sae", display_name="SAE")],
+            outputs=[files.SaeType.Output("sae", display_name="SAE", tooltip=(
+                "The file's description, for SAEmnesia Erase; nothing of it is loaded yet."))],
         )
 
     @classmethod

@@ -17,7 +17,8 @@ class ConceptPicker(io.ComfyNode):
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
                     "The chosen concepts, for example: cat, dog:0.5. Without a number a concept is erased fully.")),
             ],
-            outputs=[io.String.Output("chosen", display_name="concepts")],
+            outputs=[io.String.Output("chosen", display_name="concepts", tooltip=(
+                "The chosen concepts as text, for the 'concepts' of several SAEmnesia Erase nodes."))],
         )
 
     @classmethod

@@ -106,8 +106,11 @@ class Train(io.ComfyNode):
                     "The model's VAE, for the pictures before and after erasing in the report. Without it they are "
                     "as rough as the host's previews.")),
             ],
-            outputs=[files.SaeType.Output("sae", display_name="SAE"), io.Image.Output("report_picture"),
-                     io.String.Output("report")],
+            outputs=[
+                files.SaeType.Output("sae", display_name="SAE", tooltip="The file, for SAEmnesia Erase and its list."),
+                io.Image.Output("report_picture", tooltip="The curve of training and a line a concept, to look at."),
+                io.String.Output("report", tooltip="The same in words."),
+            ],
         )
 
     @classmethod

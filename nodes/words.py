@@ -24,6 +24,7 @@ class EraseWords(io.ComfyNode):
             description="Write what shall not be painted, and paint. The first time it meets a word on a checkpoint it "
                         "paints some small pictures to find it, and keeps what it found in models/sae; from then on it "
                         "erases at once. Works at any guidance, also where a negative prompt does nothing.",
+            is_output_node=True,  # so that the host shows again what it said when it is taken from the cache
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),
@@ -42,8 +43,12 @@ class EraseWords(io.ComfyNode):
                 io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip=(
                     "Guidance of these pictures: what you paint with. 1 for Turbo, Lightning and LCM models.")),
             ],
-            outputs=[io.Model.Output(display_name="MODEL"), files.SaeType.Output("found", display_name="SAE"),
-                     io.String.Output("report", display_name="report")],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="Paint with it: it does not paint the words."),
+                files.SaeType.Output("found", display_name="SAE", tooltip=(
+                    "The file with all that was found on this checkpoint, for SAEmnesia Erase and its list.")),
+                io.String.Output("report", display_name="report", tooltip="What is also said on the node."),
+            ],
         )
 
     @classmethod

@@ -103,6 +103,16 @@ def about(page: Page) -> Locator:
     return page.locator(".saemnesia-about")
 
 
+def boxes(page: Page) -> dict[str, list[float]]:
+    """{title and id of a node: left, top, right and bottom of it, with its title}."""
+    return page.evaluate("""() => Object.fromEntries(app.graph.nodes.map((node) => {
+        const html = document.querySelector(`.lg-node[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+        const [x, y] = node.pos, [width, height] = node.size
+        return [`${node.title} ${node.id}`, html ? [html.left, html.top, html.right, html.bottom]
+            : [x, y - LiteGraph.NODE_TITLE_HEIGHT, x + width, y + height]]
+    }))""")
+
+
 def is_inside_its_node(one: Locator, page: Page, node: int) -> bool:
     """Whether an element is seen whole in its node, whichever renderer draws that."""
     show_origin(page)
@@ -204,6 +214,19 @@ def drag_corner(page: Page, node: int, right: int, down: int) -> None:
     page.mouse.down()
     page.mouse.move(x + right, y + down, steps=5)
     page.mouse.up()
+
+
+def keep_what_is_said(page: Page) -> None:
+    """Note all that the page's one report says from now on."""
+    page.evaluate("""() => {
+        window.said = []
+        const report = document.querySelector(".saemnesia-report")
+        if (report) new MutationObserver(() => said.push(report.textContent)).observe(report, { childList: true })
+    }""")
+
+
+def said(page: Page) -> list[str]:
+    return page.evaluate("() => said")
 
 
 def saved(page: Page) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """The example workflows, run as they load: in the page of a real ComfyUI, on the small model of this repository."""
+import itertools
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import widget_helpers as canvas
 from playwright.sync_api import expect
 
-from tools.comfy_host import COMFY, ComfyHost
+from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 WRITTEN = {"erase": (), "find": ("found",), "train": ("my concepts",), "words": ("minicanvas *",)}
@@ -31,18 +36,70 @@ def example(request):
 
 
 def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
-    page = canvas.open_page(browser, comfy, nodes2=False)
+    page = canvas.open_page(browser, comfy, nodes2=example == "words")
     workflow = json.loads((EXAMPLES / f"{example}.json").read_text("utf-8"))
     canvas.load(page, workflow)
     kept = {node["id"]: node.get("widgets_values") for node in canvas.saved(page)["nodes"]}
     for node in workflow["nodes"]:
         assert (kept[node["id"]] or []) == node.get("widgets_values", []), node["type"]
+    canvas.keep_what_is_said(page)
     assert len(set(canvas.queue_and_wait(page))) >= 2
     if example in ("find", "words"):
         expect(page.locator(".saemnesia-report")).to_contain_text("cat: ")
+    if example == "words":
+        assert any("cat (object): painting to learn from, step" in text for text in canvas.said(page))
+        again = canvas.open_page(browser, comfy, nodes2=True)
+        canvas.load(again, workflow)
+        canvas.queue_and_wait(again)
+        expect(again.locator(".saemnesia-report")).to_contain_text("cat: ")
+        again.context.close()
     for name in WRITTEN[example]:
         assert list((COMFY / "models" / "sae").glob(f"{name}.safetensors"))
     page.context.close()
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
+def test_the_nodes_of_an_example_do_not_touch(browser, front_end, nodes2):
+    with ComfyHost(*front_end) as running:
+        page = canvas.open_page(browser, running, nodes2)
+        for path in sorted(EXAMPLES.glob("*.json")):
+            canvas.load(page, json.loads(path.read_text("utf-8")))
+            page.wait_for_timeout(1500)
+            boxes = canvas.boxes(page)
+            assert len(boxes) > 5
+            for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+                gap = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+                assert gap >= 10, (path.stem, one, other)
+        page.context.close()
+
+
+@pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
+def test_make_demo_ui_opens_the_workflow_and_writes_nothing_of_the_users(browser, tmp_path, front_end):
+    mine = tmp_path / "default" / "workflows" / "erase.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine", "utf-8")
+    port, host = str(free_port()), COMFY.parents[1]
+    command = [str(PYTHON), "-m", "tools.demo_ui", port, "--user-directory", str(tmp_path), *front_end,
+               "--database-url", f"sqlite:///{tmp_path}/comfyui.db"]
+    opens = f"printf %s \"$1\" > '{tmp_path}/opened'"  # a browser that only notes what it was asked for
+    (tmp_path / "browser").write_text(f"#!/bin/sh\n{opens}\n", "utf-8")
+    (tmp_path / "browser").chmod(0o755)
+    running = subprocess.Popen(command, cwd=host, env=os.environ | {"BROWSER": f"{tmp_path}/browser %s"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "opened").exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        page = browser.new_context().new_page()
+        page.goto((tmp_path / "opened").read_text("utf-8"))
+        page.wait_for_function("() => window.app?.graph?.nodes.some((node) => node.type === 'SAEmnesiaErase')",
+                               timeout=60_000)
+        page.context.close()
+        assert mine.read_text("utf-8") == "mine"
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.wait(30)
 
 
 def test_every_example_is_run():

@@ -374,7 +374,7 @@ function addPicker(node) {
   widget.serialize = false
   text.options.getMaxHeight = () => (picker.known.size ? TEXT_HEIGHT : undefined)
   for (const other of node.widgets) after(other, "callback", () => picker.draw())
-  followMode(node, picker.root)
+  followMode(node, picker.root, ...[text.element].filter(Boolean))
   after(node, "onConnectionsChange", () => queueMicrotask(() => picker.refresh()))
   pickers.set(node, picker)
   picker.refresh()
