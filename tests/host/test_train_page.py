@@ -14,7 +14,7 @@ SAES = COMFY / "models" / "sae"
 TRAIN = "SAEmnesiaTrain"
 FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
 VALUES = {"name": "test page", "concepts": "cat = a cat\ndog = a dog\nnoto style", "prompts": "{object}, {style}\n{}",
-          "memory": "CPU, small model", "pictures": 34, "training_steps": 30, "width": 64, "height": 64, "steps": 4,
+          "memory": "CPU, small model", "pictures": 17, "training_steps": 20, "width": 64, "height": 64, "steps": 4,
           "cfg": 2.0}
 WATCH = """() => {
     window.said = []
@@ -58,8 +58,8 @@ def test_progress_verdict_and_numbers_are_on_the_node(page):
     canvas.queue_and_wait(page)
     said = page.evaluate("() => said")
     first = said.index(next(text for text in said if text.startswith("learned ")))
-    assert any(re.match(r"painting pictures 1 to 17 of 51.*, then it learns", text) for text in said[:first])
-    assert any(re.match(r"learned \d+ of 30 steps", text) for text in said)
+    assert any(re.match(r"painting pictures 1 to 17 of 34.*, then it learns", text) for text in said[:first])
+    assert any(re.match(r"learned \d+ of 20 steps", text) for text in said)
     assert any(text.startswith("measuring what is removed: concept 3 of 3") for text in said)
     assert any(text.startswith("painting before and after: picture 6 of 6") for text in said)
     report = page.locator(".saemnesia-report")
@@ -74,7 +74,7 @@ def test_a_cancelled_run_says_that_it_goes_on(page):
     canvas.set_widget(page, page.train, "pictures", 3400)
     page.evaluate("() => { app.queuePrompt(0) }")
     status = page.locator(".saemnesia-report").get_by_role("status")
-    expect(status).to_have_text(re.compile("^painting pictures 35 to 51 of .*, about .* left, then it learns"),
+    expect(status).to_have_text(re.compile("^painting pictures 18 to 34 of .*, about .* left, then it learns"),
                                 timeout=120_000)
     page.evaluate("async () => { (await import('/scripts/api.js')).api.interrupt() }")
     expect(status).to_have_text("Stopped. Queued again, it goes on where it was.")
@@ -83,7 +83,7 @@ def test_a_cancelled_run_says_that_it_goes_on(page):
     page.wait_for_function("() => said.length > 3", timeout=60_000)
     page.evaluate("async () => { (await import('/scripts/api.js')).api.interrupt() }")
     expect(status).to_have_text("Stopped. Queued again, it goes on where it was.")
-    assert re.match(r"going on at picture (35|52) of ", page.evaluate("() => said")[0])
+    assert re.match(r"going on at picture (18|35) of ", page.evaluate("() => said")[0])
 
 
 def test_filled_boxes_keep_their_labels_and_what_few_need_is_folded(page):
