@@ -34,6 +34,7 @@ def comfy(request) -> Iterator[ComfyHost]:
 def page(request, browser, comfy) -> Iterator[Page]:
     """A small model wired to *Train*."""
     opened = canvas.open_page(browser, comfy, request.param == "nodes2")
+    opened.first_vue = request.param == "nodes2" and not comfy.args
     opened.set_viewport_size({"width": 1400, "height": 1300})
     loader = canvas.add(opened, "CheckpointLoaderSimple", 60, ckpt_name=small_model.NAME)
     opened.train = canvas.add(opened, TRAIN, 440, **VALUES)
@@ -87,8 +88,11 @@ def test_a_cancelled_run_says_that_it_goes_on(page):
 
 
 def test_filled_boxes_keep_their_labels_and_what_few_need_is_folded(page):
+    if page.first_vue:
+        pytest.skip("the first front end with Nodes 2.0 gives text boxes no label and folds nothing")
     for name in ("concepts", "prompts"):
         expect(label(page, name)).to_be_visible()
+    expect(page.get_by_text("hookpoint", exact=True)).to_have_count(0)
     shown = page.evaluate("""id => { const node = app.graph.getNodeById(id)
         return node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name) }""", page.train)
     assert {"hookpoint", "k"}.isdisjoint(shown) and {"pictures", "seed", "keep_activations"} <= set(shown)
