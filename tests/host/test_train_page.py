@@ -14,7 +14,7 @@ SAES = COMFY / "models" / "sae"
 TRAIN = "SAEmnesiaTrain"
 FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
 VALUES = {"name": "test page", "concepts": "cat = a cat\ndog = a dog\nnoto style", "prompts": "{object}, {style}\n{}",
-          "memory": "CPU, small model", "pictures": 34, "training_steps": 30, "width": 64, "height": 64, "steps": 4,
+          "memory": "CPU, small model", "pictures": 17, "training_steps": 20, "width": 64, "height": 64, "steps": 4,
           "cfg": 2.0}
 WATCH = """() => {
     window.said = []
@@ -34,6 +34,7 @@ def comfy(request) -> Iterator[ComfyHost]:
 def page(request, browser, comfy) -> Iterator[Page]:
     """A small model wired to *Train*."""
     opened = canvas.open_page(browser, comfy, request.param == "nodes2")
+    opened.first_vue = request.param == "nodes2" and not comfy.args
     opened.set_viewport_size({"width": 1400, "height": 1300})
     loader = canvas.add(opened, "CheckpointLoaderSimple", 60, ckpt_name=small_model.NAME)
     opened.train = canvas.add(opened, TRAIN, 440, **VALUES)
@@ -58,8 +59,8 @@ def test_progress_verdict_and_numbers_are_on_the_node(page):
     canvas.queue_and_wait(page)
     said = page.evaluate("() => said")
     first = said.index(next(text for text in said if text.startswith("learned ")))
-    assert any(re.match(r"painting pictures 1 to 17 of 51.*, then it learns", text) for text in said[:first])
-    assert any(re.match(r"learned \d+ of 30 steps", text) for text in said)
+    assert any(re.match(r"painting pictures 1 to 17 of 34.*, then it learns", text) for text in said[:first])
+    assert any(re.match(r"learned \d+ of 20 steps", text) for text in said)
     assert any(text.startswith("measuring what is removed: concept 3 of 3") for text in said)
     assert any(text.startswith("painting before and after: picture 6 of 6") for text in said)
     report = page.locator(".saemnesia-report")
@@ -74,7 +75,7 @@ def test_a_cancelled_run_says_that_it_goes_on(page):
     canvas.set_widget(page, page.train, "pictures", 3400)
     page.evaluate("() => { app.queuePrompt(0) }")
     status = page.locator(".saemnesia-report").get_by_role("status")
-    expect(status).to_have_text(re.compile("^painting pictures 35 to 51 of .*, about .* left, then it learns"),
+    expect(status).to_have_text(re.compile("^painting pictures 18 to 34 of .*, about .* left, then it learns"),
                                 timeout=120_000)
     page.evaluate("async () => { (await import('/scripts/api.js')).api.interrupt() }")
     expect(status).to_have_text("Stopped. Queued again, it goes on where it was.")
@@ -83,12 +84,15 @@ def test_a_cancelled_run_says_that_it_goes_on(page):
     page.wait_for_function("() => said.length > 3", timeout=60_000)
     page.evaluate("async () => { (await import('/scripts/api.js')).api.interrupt() }")
     expect(status).to_have_text("Stopped. Queued again, it goes on where it was.")
-    assert re.match(r"going on at picture (35|52) of ", page.evaluate("() => said")[0])
+    assert re.match(r"going on at picture (18|35) of ", page.evaluate("() => said")[0])
 
 
 def test_filled_boxes_keep_their_labels_and_what_few_need_is_folded(page):
+    if page.first_vue:
+        pytest.skip("the first front end with Nodes 2.0 gives text boxes no label and folds nothing")
     for name in ("concepts", "prompts"):
         expect(label(page, name)).to_be_visible()
+    expect(page.get_by_text("hookpoint", exact=True)).to_have_count(0)
     shown = page.evaluate("""id => { const node = app.graph.getNodeById(id)
         return node.widgets.filter((widget) => node.isWidgetVisible(widget)).map(({ name }) => name) }""", page.train)
     assert {"hookpoint", "k"}.isdisjoint(shown) and {"pictures", "seed", "keep_activations"} <= set(shown)

@@ -10,7 +10,7 @@ const LABELLED = ["SAEmnesiaTrain", "SAEmnesiaFindConcept", "SAEmnesiaEraseWords
 const NOTHING = -4 // takes back what the canvas leaves free below every widget
 
 const BOX = "display: flex; flex-direction: column; width: 100%; height: 100%; background: var(--comfy-input-bg);"
-const LABEL = "flex: none; padding: 2px 4px 0; font: 10px/12px Inter, Arial, sans-serif; " +
+const LABEL = "flex: none; padding: 2px 2px 0; font: 10px/12px Inter, Arial, sans-serif; " +
   "color: var(--descrip-text); text-align: left;"
 
 function keepLabel(widget) {
