@@ -1,5 +1,6 @@
 """The example workflows, run as they load: in the page of a real ComfyUI, on the small model of this repository."""
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def example(request):
     def remove() -> None:
         for name in WRITTEN[request.param]:
             for path in (COMFY / "models" / "sae").glob(f"{name}.*"):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     remove()
     yield request.param
     remove()
