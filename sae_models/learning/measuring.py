@@ -20,14 +20,13 @@ told from a token, so that is more than 1.
 """
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
 ENOUGH = 0.9
 """Share of a concept's effect at which no more neurons are tried."""
 GAIN = 0.02
-"""What twice the neurons must remove beside, to be worth it."""
+"""What more neurons must remove beside, to be worth it."""
 NEURONS = (1, 2, 4)
 """How many for a concept and place are tried."""
 PRICE = 5.0
@@ -102,10 +101,7 @@ def _product(x: Tensor, y: Tensor, sigma: float) -> float:
 
 
 def fewest_neurons(effects: Mapping[int, Effect]) -> int:
-    """Of {neurons a concept and place: effect}, fewest first: what removes enough, or as much as twice as many would,
-    less what those touch beside."""
-    tried = list(effects)
-    for n, more in pairwise(tried):
-        if effects[n].removed >= ENOUGH or effects[more].gain < effects[n].gain + GAIN:
-            return n
-    return tried[-1]
+    """Of {neurons a concept and place: effect}, fewest first: what removes enough, or as much as any that was tried,
+    less what it touches beside."""
+    best = max(effect.gain for effect in effects.values())
+    return next(n for n, effect in effects.items() if effect.removed >= ENOUGH or effect.gain > best - GAIN)

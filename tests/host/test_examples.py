@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -29,7 +30,7 @@ def example(request):
     def remove() -> None:
         for name in WRITTEN[request.param]:
             for path in (COMFY / "models" / "sae").glob(f"{name}.*"):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     remove()
     yield request.param
     remove()
