@@ -59,18 +59,18 @@ def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int]) -> No
                                                        (maps.without, ~maps.left()[:, concept])) if calls.any()]
     x, without = _some(*shown, MOST_TOKENS, generator, device)
     size, whole = x.square().mean().sqrt(), (x - without).square().sum(1).mean().sqrt()
-    rows = _in_units(sae, own, size, whole)
-    optimizer = torch.optim.Adam(rows, RATE)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-        x, without = _some(*shown, BATCH, generator, device)
-        other, = _some(*silent[step % len(silent)], BATCH, generator, device)
-        with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        rows = _in_units(sae, own, size, whole)
+        optimizer = torch.optim.Adam(rows, RATE)
+        for step in range(STEPS):
+            optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
+            x, without = _some(*shown, BATCH, generator, device)
+            other, = _some(*silent[step % len(silent)], BATCH, generator, device)
             left = _carried(rows, x / size) - (x - without) / whole
             loss = left.square().sum(1).mean() + SILENCE * _carried(rows, other / size).square().sum(1).mean()
             optimizer.zero_grad()
             loss.backward()
-        optimizer.step()
+            optimizer.step()
     _put(sae, own, rows, size, whole)
 
 
