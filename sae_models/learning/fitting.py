@@ -20,7 +20,7 @@ MOST_TOKENS = 20_000
 ROUNDS = 60
 STEPS, BATCH, RATE = 250, 768, 3e-3
 """Of learning together: steps, tokens of each of two kinds, Adam's learning rate."""
-SILENCE = 2.0
+SILENCE = 20.0
 """How much more a token counts that the concept has no part in."""
 
 
