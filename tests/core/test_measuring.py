@@ -37,8 +37,8 @@ def test_the_scale_is_what_is_missing_and_bounded(share, scale):
 
 
 @pytest.mark.parametrize(("removed", "chosen"), [
-    ({1: 0.95, 2: 0.99}, 1), ({1: 0.5, 2: 0.8, 4: 0.93, 8: 0.97}, 4), ({1: 0.85, 2: 0.86, 4: 0.95}, 4), ({1: 0.85, 2: 0.86, 4: 0.865}, 1),
-    ({1: 0.3, 2: 0.5, 4: 0.6, 8: 0.7}, 8)])
+    ({1: 0.95, 2: 0.99}, 1), ({1: 0.5, 2: 0.8, 4: 0.93, 8: 0.97}, 4), ({1: 0.85, 2: 0.86, 4: 0.95}, 4),
+    ({1: 0.85, 2: 0.86, 4: 0.865}, 1), ({1: 0.3, 2: 0.5, 4: 0.6, 8: 0.7}, 8)])
 def test_no_more_neurons_are_taken_than_help(removed, chosen):
     assert fewest_neurons({n: effect(1 - (1 - share) ** 0.5) for n, share in removed.items()}) == chosen
 
