@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -132,7 +132,9 @@ class Finder:
         if missing:
             painter = Painter(model, wanted.painting(family, wish.side, wish.cfg), progress)
             what = wanted.search(missing, wish.told_from, painter, wish.pictures)
-            self._learn(painter, what, out, places.headers(unet, family), progress)
+            made_on = PurePath(host.checkpoint_name()).stem
+            headers = [replace(header, made_on=made_on) for header in places.headers(unet, family)]
+            self._learn(painter, what, out, headers, progress)
         seconds = time.monotonic() - began if missing else 0.0
         sae = LoadedSae.read(out.name, out)
         took = dict.fromkeys((subject.name.casefold() for subject in missing), seconds)
