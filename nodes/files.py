@@ -13,6 +13,8 @@ from ..sae_models.formats import Header
 
 FOLDER = "sae"
 NONE = "(no file in models/sae yet)"
+ACTIVATIONS = ".activations"
+"""How the name of a folder ends that keeps what *Train* learned from."""
 LONGEST = 200
 """Bytes of a file's name, so that there is room for what is written beside it."""
 SaeType = io.Custom("SAEMNESIA_SAE")
@@ -28,7 +30,8 @@ def register_folder() -> None:
 
 def choices() -> list[str]:
     """What can be chosen: the files, or words that say that there is none."""
-    return folder_paths.get_filename_list(FOLDER) or [NONE]
+    names = folder_paths.get_filename_list(FOLDER)
+    return [name for name in names if not Path(name).parts[0].endswith(ACTIVATIONS)] or [NONE]
 
 
 def there(name: str) -> bool:

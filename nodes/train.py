@@ -135,7 +135,7 @@ class Train(io.ComfyNode):
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
         jobs = [replace(job, made_on=files.checkpoint(cls.hidden)) for job in preset.jobs(origins, k, settings)]
         shown = Shown(model, what, origins[0], settings.steps, cls.hidden.unique_id)
-        keep = out.with_name(out.stem + ".activations") if keep_activations else None
+        keep = out.with_name(out.stem + files.ACTIVATIONS) if keep_activations else None
         make = shown.making(training.source(model, clip, what, origins, keep, shown.painted))
         painting_of = "" if keep else training.painting_of(model, clip, what, places)
         device = comfy.model_management.get_torch_device()

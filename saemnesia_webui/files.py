@@ -13,11 +13,12 @@ HASH_DIGITS = 10
 
 
 def names(models: Path) -> list[str]:
-    """Every .safetensors below `models`/sae, as a path with / from there; links to folders are followed."""
+    """Every .safetensors below `models`/sae, as a path with / from there; links to folders are followed. What *Train*
+    keeps in ComfyUI to learn from is none."""
     root = models / FOLDER
-    found = (Path(folder, name) for folder, _, files in os.walk(root, followlinks=True) for name in files
-             if name.endswith(".safetensors"))
-    return sorted((path.relative_to(root).as_posix() for path in found), key=str.casefold)
+    found = (Path(folder, name).relative_to(root) for folder, _, files in os.walk(root, followlinks=True)
+             for name in files if name.endswith(".safetensors"))
+    return sorted((path.as_posix() for path in found if not path.parts[0].endswith(".activations")), key=str.casefold)
 
 
 def split(text: str) -> list[str]:

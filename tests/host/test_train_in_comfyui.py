@@ -208,6 +208,9 @@ def test_activations_are_kept_when_asked(host):
     host.run(train(keep_activations=True))
     folder = SAES / "test training.activations"
     assert (folder / "index.json").exists() and len(list(folder.glob("maps-*.safetensors"))) > 1
+    inputs = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]
+    offered = str(inputs["sae_name"])
+    assert OUT.name in offered and "maps-" not in offered
 
 
 def test_a_model_that_paints_no_numbers_is_refused_and_the_learning_rate_is_not_blamed(host):

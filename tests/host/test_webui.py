@@ -807,5 +807,7 @@ def test_the_hash_is_that_of_the_file_and_another_file_is_noticed(webui, models,
 
 def test_files_below_the_folder_are_listed_and_none_beside_it(webui, models):
     from saemnesia_webui import files
+    (models / "sae" / "animals.activations").mkdir()
+    (models / "sae" / "animals.activations" / "maps-00000.safetensors").touch()
     assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors", PLACES]
     assert files.names(models / "nowhere") == []
