@@ -20,7 +20,7 @@ WRITTEN = {"erase": (), "find": ("found",), "train": ("my concepts",), "words": 
 
 @pytest.fixture(scope="module")
 def comfy():
-    with ComfyHost() as running:
+    with ComfyHost(threads=2) as running:
         yield running
 
 
