@@ -84,7 +84,7 @@ def test_the_command_exports_and_says_what_is_left_out(tmp_path):
 def test_an_export_that_fails_leaves_no_folder_behind_its_name(tmp_path, monkeypatch, library):
     def fail(*_):
         raise OSError("no space left")
-    monkeypatch.setattr(export, "save_file", fail)
+    monkeypatch.setattr(export, "write_tensors", fail)
     sae = random_sae()
     with pytest.raises(OSError, match="no space"):
         EXPORTS[library](sae, header_of(sae), tmp_path / "out")

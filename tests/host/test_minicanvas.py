@@ -34,10 +34,7 @@ def test_the_model_paints_what_is_said(host):
     assert right["style"].float().mean() > 0.95 and right["ground"].float().mean() > 0.95
 
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="Find Concept chose one weak neuron a place for it")
-
-
-@pytest.mark.parametrize("name", ["cat", "noto style", pytest.param("blue ground", marks=NOT_YET)])
+@pytest.mark.parametrize("name", ["cat", "noto style", "blue ground"])
 def test_what_is_switched_off_goes_and_the_rest_of_the_scene_stays(host, name):
     plain, erased = (figures(host, name, method) for method in ("none", "ours"))
     assert erased.UA > plain.UA + 40
