@@ -221,7 +221,8 @@ def keep_what_is_said(page: Page) -> None:
     page.evaluate("""() => {
         window.said = []
         const report = document.querySelector(".saemnesia-report")
-        if (report) new MutationObserver(() => said.push(report.textContent)).observe(report, { childList: true, subtree: true })
+        const changes = { childList: true, subtree: true }
+        if (report) new MutationObserver(() => said.push(report.textContent)).observe(report, changes)
     }""")
 
 
