@@ -267,7 +267,9 @@ def queue_and_wait(page: Page, timeout: float = 600) -> list[bytes]:
         const refused = Object.keys(app.lastNodeErrors ?? {}).length && JSON.stringify(app.lastNodeErrors)
         const { id, error } = refused ? { error: refused } : await ended
         if (error) return { error }
-        const record = (await (await api.fetchApi(`/history/${id}`)).json())[id]
+        const kept = async () => (await (await api.fetchApi(`/history/${id}`)).json())[id]
+        let record
+        while (!(record = await kept())) await new Promise((resolve) => setTimeout(resolve, 100)) // told before it is kept
         return { images: Object.values(record.outputs).flatMap((output) => output.images ?? []) }
     }""", timeout)
     if "error" in answer:
