@@ -267,9 +267,10 @@ def queue_and_wait(page: Page, timeout: float = 600) -> list[bytes]:
         const refused = Object.keys(app.lastNodeErrors ?? {}).length && JSON.stringify(app.lastNodeErrors)
         const { id, error } = refused ? { error: refused } : await ended
         if (error) return { error }
+        // the end is told before the record is kept
         const kept = async () => (await (await api.fetchApi(`/history/${id}`)).json())[id]
         let record
-        while (!(record = await kept())) await new Promise((resolve) => setTimeout(resolve, 100)) // told before it is kept
+        while (!(record = await kept())) await new Promise((resolve) => setTimeout(resolve, 100))
         return { images: Object.values(record.outputs).flatMap((output) => output.images ?? []) }
     }""", timeout)
     if "error" in answer:
