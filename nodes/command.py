@@ -58,7 +58,7 @@ def train() -> None:
         raise SaeError(f"there is no checkpoint {given.checkpoint}")
     model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(given.checkpoint), output_vae=False)
     start = LoadedSae.read(given.start.name, given.start) if given.start else None
-    if start:
+    if start and not given.hookpoint:
         check_base(model, start)
     places = places_of(model.model.diffusion_model, ",".join(given.hookpoint), start)
     what = what if len(places) == 1 else what.holding_out()

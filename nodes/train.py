@@ -126,7 +126,7 @@ class Train(io.ComfyNode):
         what = lesson(concepts, prompts, painting, pictures)
         progress.say(cls.hidden.unique_id, understood(what.subjects))
         patch.log.info("SAEmnesia: understood as %s", understood(what.subjects))
-        if start:
+        if start and not hookpoint.strip():
             patch.check_base(model, start)
         places = places_of(model.model.diffusion_model, hookpoint, start)
         what = what if len(places) == 1 else what.holding_out()
