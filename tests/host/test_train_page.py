@@ -84,7 +84,8 @@ def test_a_cancelled_run_says_that_it_goes_on(page):
     page.wait_for_function("() => said.length > 3", timeout=60_000)
     page.evaluate("async () => { (await import('/scripts/api.js')).api.interrupt() }")
     expect(status).to_have_text("Stopped. Queued again, it goes on where it was.")
-    assert re.match(r"going on at picture (18|35) of ", page.evaluate("() => said")[0])
+    said = page.evaluate("() => said")  # first what was understood
+    assert any(re.match(r"going on at picture (18|35) of ", text) for text in said[:2]), said
 
 
 def test_filled_boxes_keep_their_labels_and_what_few_need_is_folded(page):
