@@ -53,7 +53,7 @@ def run(*args) -> str:
 
 def killed(command: tuple[str, ...], activations: Path, out: Path, *options: str) -> Path:
     """The checkpoint of a run that was killed as soon as it had one, with the processes that torchrun started: they
-    are in sessions of their own and would go on writing."""
+    have process groups of their own and would go on writing."""
     process = start(command, activations, out, "--checkpoint-seconds", "0", *options)
     checkpoint = out.with_name(out.name + ".training")
     while not checkpoint.exists():
