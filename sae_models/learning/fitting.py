@@ -58,7 +58,8 @@ def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int]) -> No
     silent = [((tokens,), calls) for tokens, calls in ((maps.tokens, ~maps.labels[:, concept]),
                                                        (maps.without, ~maps.left()[:, concept])) if calls.any()]
     x, without = _some(*shown, MOST_TOKENS, generator, device)
-    size, whole = x.square().mean().sqrt(), (x - without).square().sum(1).mean().sqrt()
+    size, whole = (part.square().sum(1).mean().sqrt().clamp_min(1e-6) for part in (x, x - without))
+    size = size / x.shape[1] ** 0.5
     with torch.inference_mode(False), torch.enable_grad():
         rows = _in_units(sae, own, size, whole)
         optimizer = torch.optim.Adam(rows, RATE)

@@ -79,6 +79,13 @@ def test_neurons_that_learn_together_carry_what_least_squares_leaves(neurons):
         assert torch.allclose(sae.W_dec[latents].norm(dim=1), torch.ones(neurons), atol=1e-4)
 
 
+def test_a_place_that_does_not_hear_the_concept_gets_rows_that_are_numbers():
+    maps = make_maps(1)
+    deaf = Maps(maps.without, maps.without, maps.unsaid, maps.labels, maps.sigmas)
+    rows = own_neurons(deaf, SUBJECTS[:1], Weights(push=0.0), 1).rows
+    assert all(part.isfinite().all() for part in (rows.W_enc, rows.bias, rows.W_dec))
+
+
 def test_a_concept_may_be_left_out_in_a_few_of_very_many_maps():
     maps = joined([make_maps(seed) for seed in range(1 + 300 // len(make_maps(0)))])
     maps = maps.pick(maps.unsaid.argsort())  # whole batches of 256 that leave only one concept out
