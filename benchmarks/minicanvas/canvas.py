@@ -1,7 +1,9 @@
 """A MiniCanvas picture: one or two drawings in one style, anywhere and at several sizes, on one of five grounds."""
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -98,3 +100,10 @@ def random_scene(generator: torch.Generator, pairs: float = PAIRS) -> Scene:
 def random_pictures(scenes: list[Scene], generator: torch.Generator) -> torch.Tensor:
     """[n, 3, CANVAS_PX, CANVAS_PX] in 0..1, each drawing at a random place."""
     return torch.stack([picture(scene, random_spots(len(scene.objects), generator)) for scene in scenes])
+
+
+def painted(scenes: Sequence[Scene], copies: int, seed: int) -> np.ndarray:
+    """uint8 [scenes * copies, 3, CANVAS_PX, CANVAS_PX], a scene's copies side by side, drawn by one thread."""
+    torch.set_num_threads(1)
+    pictures = random_pictures([scene for scene in scenes for _ in range(copies)], torch.Generator().manual_seed(seed))
+    return (pictures * 255).round().byte().numpy()

@@ -3,6 +3,7 @@
 Every step draws its data from a generator seeded with the step number, so a run that was stopped and resumed sees
 the same batches as one that was not.
 """
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from sae_models.learning.sparse import bfloat16_is_fast
 
 @dataclass
 class TrainConfig:
-    """folder: where checkpoints go; steps: in all; lr: peak, after `warmup` steps, cosine to lr/20 at the end."""
+    """folder: where checkpoints go; steps: in all; lr: peak, after `warmup` steps, cosine to lr/20 at the end;
+    minutes: for a run that is to end by the clock, whatever its steps."""
     folder: Path
     steps: int
     lr: float = 3e-4
@@ -26,15 +28,19 @@ class TrainConfig:
     ema: float = 0.999
     weight_decay: float = 0.0
     save_seconds: float = 180.0
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"expected steps >= 1, got {self.steps}")
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def lr_at(self, step: int) -> float:
-        done = torch.tensor(step / self.steps).clamp(0, 1)
-        cosine = 0.05 + 0.95 * float(0.5 * (1 + torch.cos(done * torch.pi)))
+    def done(self, step: int, seconds: float) -> float:
+        """Share of the run, 0 to 1."""
+        return min(1.0, seconds / 60 / self.minutes if self.minutes else step / self.steps)
+
+    def lr_at(self, step: int, seconds: float) -> float:
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.done(step, seconds)))
         return self.lr * cosine * min(1.0, (step + 1) / self.warmup)
 
 
@@ -71,9 +77,9 @@ class Run:
                 param.copy_(state[f"model.{name}"])
                 self.average[name].copy_(state[f"average.{name}"])
                 if f"exp_avg.{name}" in state:
+                    moments = {kind: state[f"{kind}.{name}"] for kind in ("exp_avg", "exp_avg_sq")}
                     self.optimizer.state[param] = {
-                        "step": torch.tensor(float(self.step)), "exp_avg": state[f"exp_avg.{name}"],
-                        "exp_avg_sq": state[f"exp_avg_sq.{name}"]}
+                        "step": torch.tensor(float(self.step), device=param.device), **moments}
         print(f"resumed at step {self.step}", flush=True)
 
     def save(self) -> None:
@@ -86,11 +92,11 @@ class Run:
                     state[f"{moment}.{name}"] = self.optimizer.state[param][moment]
         save_atomically(state, self.state_path)
 
-    def _update(self, loss: torch.Tensor) -> None:
+    def _update(self, loss: torch.Tensor, seconds: float) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(self.params.values(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.step)
+            group["lr"] = self.config.lr_at(self.step, seconds)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
@@ -98,25 +104,26 @@ class Run:
 
     def train(self, loss_fn: Callable[[nn.Module, torch.Generator], torch.Tensor],
               report: Callable[["Run"], None] | None = None, report_every: int = 1000) -> None:
-        """Step to `config.steps`; `loss_fn(model, generator)` draws a batch and returns its loss."""
+        """Step to the end; `loss_fn(model, generator)` draws a batch and returns its loss."""
         began, first, saved, losses = time.time(), self.step, time.time(), []
-        while self.step < self.config.steps:
-            generator = torch.Generator().manual_seed(self.step)
+        ended = self.config.done(self.step, 0.0) >= 1
+        while not ended:
+            generator, seconds = torch.Generator().manual_seed(self.step), time.time() - began
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=bfloat16_is_fast(self.device)):
                 loss = loss_fn(self.model, generator)
-            self._update(loss)
-            losses.append(loss.item())
+            self._update(loss, seconds)
+            losses.append(loss.detach())
             self.step += 1
+            ended = self.config.done(self.step, seconds) >= 1
             if self.step % 25 == 0:
-                pace = (time.time() - began) / (self.step - first)
-                left = pace * (self.config.steps - self.step) / 60
-                print(f"step {self.step}/{self.config.steps}  loss {sum(losses) / len(losses):.4f}  "
-                      f"{pace:.2f} s/step  {left:.0f} min left", flush=True)
+                mean, pace = float(torch.stack(losses).mean()), (time.time() - began) / (self.step - first)
+                print(f"step {self.step}  loss {mean:.4f}  {pace:.3f} s/step  "
+                      f"{self.config.done(self.step, seconds):.1%}", flush=True)
                 losses.clear()
-            if time.time() - saved > self.config.save_seconds or self.step == self.config.steps:
+            if time.time() - saved > self.config.save_seconds or ended:
                 self.save()
                 saved = time.time()
-            if report and (self.step % report_every == 0 or self.step == self.config.steps):
+            if report and (self.step % report_every == 0 or ended):
                 report(self)
 
     def averaged(self) -> nn.Module:

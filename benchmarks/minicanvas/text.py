@@ -112,7 +112,9 @@ def tokenizer():
 
 
 @torch.no_grad()
-def contexts(prompts: list[str]) -> torch.Tensor:
-    """What the host's text encoder gives for `prompts`: fp32 [n, LENGTH, WIDTH]. Needs ComfyUI on the path."""
+def contexts(prompts: list[str], device: str = "cpu", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What the host's text encoder gives for `prompts`, in fp32: `dtype` [n, LENGTH, WIDTH] on `device`. Needs ComfyUI
+    on the path."""
     ids = torch.tensor([[token for token, _ in tokenizer().tokenize_with_weights(text)[0]] for text in prompts])
-    return torch.cat([encoder()(part)[0] for part in ids.split(64)])
+    encode = encoder().to(device)
+    return torch.cat([encode(part.to(device))[0].to(dtype) for part in ids.split(64)])

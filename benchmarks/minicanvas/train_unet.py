@@ -3,7 +3,9 @@
     python -m benchmarks.minicanvas.train_unet --vae benchmarks/minicanvas/weights/vae.safetensors --out run
 """
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from sae_models.learning.sparse import bfloat16_is_fast
 
-from .canvas import PAIRS, Scene, random_pictures, random_scene
+from .canvas import PAIRS, Scene, painted, random_scene
 from .checkpoint import unpacked
 from .harness import Run, TrainConfig, save_atomically
 from .models import learn_faster, new_unet, new_vae
@@ -53,40 +55,44 @@ def encode(vae: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     return (vae.taesd_encoder(pictures) / vae.vae_scale + vae.vae_shift) * 0.18215
 
 
-def make_pool(vae: nn.Module, prompts: int, copies: int, seed: int, pairs: float) -> dict[str, torch.Tensor]:
-    """latents [prompts, copies, 4, h, w] of pictures of a scene each, contexts fp16 [prompts, 77, 768]."""
+def make_pool(vae: nn.Module, device: str, prompts: int, copies: int, seed: int, pairs: float, painters: int,
+              at_once: int = 250) -> dict[str, torch.Tensor]:
+    """latents [prompts, copies, 4, h, w] of pictures of a scene each, contexts fp16 [prompts, 77, 768], on `device`;
+    drawn by `painters` processes, encoded on `device`."""
     generator = torch.Generator().manual_seed(seed)
     scenes = [random_scene(generator, pairs) for _ in range(prompts)]
-    words = contexts([said(scene, generator) for scene in scenes]).half()
-    parts = []
-    for _ in range(copies):
-        pictures = random_pictures(scenes, generator)
-        parts.append(torch.cat([encode(vae, part) for part in pictures.split(50)]))
-    latents = torch.stack(parts, 1)
-    return {"latents": latents, "contexts": words}
+    words = contexts([said(scene, generator) for scene in scenes], device, torch.float16)
+    parts = [scenes[i:i + at_once] for i in range(0, prompts, at_once)]
+    latents = []
+    with ProcessPoolExecutor(painters, get_context("spawn")) as studio:
+        for part in studio.map(painted, parts, [copies] * len(parts), range(seed, seed + len(parts))):
+            pictures = torch.from_numpy(part).to(device).float() / 255
+            latents.append(encode(vae, pictures).unflatten(0, (-1, copies)))
+    return {"latents": torch.cat(latents), "contexts": words}
 
 
 class Batches:
     """Draws noisy latents with their prompts from a pool."""
 
     def __init__(self, pool: dict[str, torch.Tensor], batch: int, device: str) -> None:
-        self.latents, self.contexts, self.batch, self.device = pool["latents"], pool["contexts"], batch, device
-        self.alphas = alphas_cumprod()
+        self.latents, self.contexts = (pool[name].to(device) for name in ("latents", "contexts"))
+        self.batch, self.device, self.alphas = batch, device, alphas_cumprod().to(device)
 
     def loss(self, unet: nn.Module, generator: torch.Generator) -> torch.Tensor:
         """Epsilon error weighted by min(SNR, gamma) / SNR (Hang et al. 2023), normalised over the batch."""
         prompts, copies = self.latents.shape[:2]
-        which = torch.randint(prompts, (self.batch,), generator=generator)
-        latents = self.latents[which, torch.randint(copies, (self.batch,), generator=generator)]
+        own = {"generator": torch.Generator(self.device).manual_seed(generator.initial_seed()), "device": self.device}
+        which = torch.randint(prompts, (self.batch,), **own)
+        latents = self.latents[which, torch.randint(copies, (self.batch,), **own)]
         # one timestep in each of `batch` equal strata: less variance from step to step
-        u = (torch.arange(self.batch) + torch.rand(self.batch, generator=generator)) / self.batch
+        u = (torch.arange(self.batch, device=self.device) + torch.rand(self.batch, **own)) / self.batch
         t = (1000 * u ** TOWARDS_NOISE).long().clamp_(max=999)
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, **own)
         a = self.alphas[t].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        predicted = unet(noisy.to(self.device), t.to(self.device), self.contexts[which].float().to(self.device)).float()
-        weight = (MIN_SNR_GAMMA * (1 - a) / a).clamp(max=1.0).to(self.device)
-        return (weight * (predicted - noise.to(self.device)).pow(2)).mean() / weight.mean()
+        predicted = unet(noisy, t, self.contexts[which].float()).float()
+        weight = (MIN_SNR_GAMMA * (1 - a) / a).clamp(max=1.0)
+        return (weight * (predicted - noise).pow(2)).mean() / weight.mean()
 
 
 @torch.no_grad()
@@ -122,12 +128,16 @@ def save_grid(pictures: torch.Tensor, columns: int, path: Path) -> None:
     Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)
 
 
-def cached_pool(path: Path, vae: nn.Module, *of_what: float) -> dict[str, torch.Tensor]:
-    """The pool of `make_pool(vae, *of_what)`, kept beside the checkpoints for the next resume."""
-    if not path.exists():
-        print("painting and encoding pictures", flush=True)
-        save_atomically(make_pool(vae, *of_what), path)
-    return load_file(path)
+def cached_pool(path: Path, vae: nn.Module, device: str, *of_what: float) -> dict[str, torch.Tensor]:
+    """The pool of `make_pool(vae, device, *of_what)`, kept beside the checkpoints for the next resume; a GPU makes a
+    far larger one anew in seconds."""
+    if path.exists():
+        return load_file(path)
+    print("painting and encoding pictures", flush=True)
+    pool = make_pool(vae, device, *of_what)
+    if device == "cpu":
+        save_atomically(pool, path)
+    return pool
 
 
 def widen(unet: nn.Module, old: dict[str, torch.Tensor]) -> None:
@@ -155,6 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for unet.safetensors and checkpoints")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--minutes", type=float, help="end by the clock instead; the learning rate falls with it")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2.5e-4)
     parser.add_argument("--prompts", type=int, default=3000, help="different prompts in the pool")
@@ -166,6 +177,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="--out of another process of this script, to average with")
     parser.add_argument("--lane", type=int, default=0, help="another number, other noise: for processes that average")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--painters", type=int, default=1, help="processes that draw the pictures of the pool")
     parser.add_argument("--compile", action="store_true", help="a tenth faster where there is a C++ compiler")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -175,10 +187,10 @@ def main() -> None:
         learn_faster()
     vae = new_vae()
     vae.load_state_dict({k: v.float() for k, v in load_file(options.vae).items()})
-    vae.float().requires_grad_(False)
-    config = TrainConfig(options.out / "unet-run", options.steps, lr=options.lr, ema=0.998)
-    pool = cached_pool(config.folder / f"pool-{options.seed}.safetensors", vae, options.prompts, options.copies,
-                       options.seed, options.pairs)
+    vae.float().requires_grad_(False).to(options.device)
+    config = TrainConfig(options.out / "unet-run", options.steps, lr=options.lr, ema=0.998, minutes=options.minutes)
+    pool = cached_pool(config.folder / f"pool-{options.seed}.safetensors", vae, options.device, options.prompts,
+                       options.copies, options.seed, options.pairs, options.painters)
     unet = new_unet()
     if options.init:
         widen(unet, {k: v.float() for k, v in unpacked(load_file(options.init)).items()})
