@@ -70,11 +70,6 @@ def measured(table: Table, shares: Mapping[str, float]) -> Table:
     return replace(table, concepts=tuple(replace(concept, measured=dict(shares)) for concept in table.concepts))
 
 
-def scaled(table: Table, scale: float) -> Table:
-    """The table with neurons that carry `scale` times as much."""
-    return replace(table, rows=replace(table.rows, W_dec=scale * table.rows.W_dec))
-
-
 def merged(first: Table, second: Table) -> Table:
     """The concepts of both; of two with one name, the second."""
     first = without(first, _names(second))

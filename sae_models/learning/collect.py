@@ -3,7 +3,8 @@
 A chunk is a batch of prompts, sampled as a user would. At a few random steps the output of every place is kept, and
 the same call is made once more with one concept of each prompt left out: what differs is what its words contribute. In
 every second chunk the prompts are dealt anew at that point, because an erased picture looks like that: the prompt says
-cat and the canvas shows none.
+cat and the canvas shows none. Where something is to be found they are dealt anew in all: many prompts from few
+pictures.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Collector:
         generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + number)
         said = deal(self.prompts, number, painting.batch, painting.seed)
         kept = torch.randperm(painting.steps, generator=generator)[:painting.steps_kept].tolist()
-        recorder = _Recorder(self, said, number % 2 == 1 and number < HELD_OUT, generator)
+        mixed = bool(self.wanted) or (number % 2 == 1 and number < HELD_OUT)
+        recorder = _Recorder(self, said, mixed, generator)
         self.painter.paint([prompt.text for prompt in said], generator, kept, recorder)
         return recorder.maps()
 
@@ -72,7 +74,7 @@ class _Recorder:
         if self.mixed:
             every = self.collector.prompts
             said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
-        unsaid, others = zip(*map(self._other, said), strict=True)
+        unsaid, others = zip(*(self._other(prompt, said) for prompt in said), strict=True)
         tokens, without = self._seen(step, [prompt.text for prompt in said]), self._seen(step, others)
         for block, parts in self.outputs.items():
             parts.append(self._kept(tokens[block], without[block]))
@@ -81,11 +83,13 @@ class _Recorder:
             labels[row, list(prompt.said)] = True
         self.labels.append((torch.tensor(unsaid), labels, step.t.float().cpu()))
 
-    def _other(self, prompt: Prompt) -> tuple[int, str]:
-        """(a concept that a prompt says, what is asked in its place)."""
+    def _other(self, prompt: Prompt, asked: Sequence[Prompt]) -> tuple[int, str]:
+        """(a concept that a prompt says, what is asked in its place); asked: the prompts of this look, which need not
+        be read again."""
         wanted = [i for i, number in enumerate(prompt.said) if number < self.collector.wanted]
         if self.collector.wanted and not wanted:
-            return prompt.said[0], self._one_of(self.collector.elsewhere).text
+            near = [other for other in asked if other is not prompt and min(other.said) >= self.collector.wanted]
+            return prompt.said[0], self._one_of(near or self.collector.elsewhere).text
         i = self._one_of(wanted or range(len(prompt.said)))
         return prompt.said[i], prompt.without[i]
 

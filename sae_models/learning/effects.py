@@ -22,7 +22,8 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
             batch: int = 0) -> dict[float, Effect]:
     """What each of several erasers does, on the same pictures: those of this number.
 
-    said: prompts that say the concept, each with the same without it; others: prompts that do not say it.
+    said: prompts that say the concept, each with the same without it, which is what is painted: as an eraser that does
+    its job leaves the picture; others: prompts that do not say it.
     """
     painting = painter.painting
     measured = {key: Effect() for key in erasers}
@@ -30,7 +31,7 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
     places = range(batch * painting.batch, (batch + 1) * painting.batch)
     pairs, rest = [said[i % len(said)] for i in places], [others[i % len(others)] for i in places]
     generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + HELD_OUT + batch)
-    painter.paint([text for text, _ in pairs], generator, kept, partial(_look, erasers, measured, pairs, rest))
+    painter.paint([without for _, without in pairs], generator, kept, partial(_look, erasers, measured, pairs, rest))
     return measured
 
 
@@ -49,7 +50,7 @@ def _look(erasers: Mapping[float, Eraser], measured: Mapping[float, Effect], pai
     for key, eraser in erasers.items():
         taps = {block: _tap(erasure, step.sigma) for block, erasure in eraser.items()}
         erased, *left = (step.predict(part, taps) for part in texts)
-        measured[key].add(step.sigma, said, without, erased, torch.cat([without, other]), torch.cat(left))
+        measured[key].add(said, without, erased, torch.cat([without, other]), torch.cat(left))
 
 
 def _tap(erasure: Erasure, sigma: float) -> Tap:

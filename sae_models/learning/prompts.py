@@ -224,8 +224,8 @@ def _prompt(template: str, chosen: list[Subject], numbers: tuple[int, ...]) -> P
 def _tidy(text: str) -> str:
     """`text` without what left-out words leave behind: empty places between commas, and words that only joined them.
 
-    >>> _tidy("a photo of  and a castle, "), _tidy("a street with "), _tidy("a cat and , ")
-    ('a photo of a castle', 'a street', 'a cat')
+    >>> _tidy("a photo of  and a castle, "), _tidy("a street with "), _tidy("a cat and , "), _tidy("a cat and  in fog")
+    ('a photo of a castle', 'a street', 'a cat', 'a cat in fog')
     """
     parts = (" ".join(part.split()) for part in text.split(","))
     return ", ".join(part for part in map(_unjoined, parts) if part)
@@ -233,6 +233,7 @@ def _tidy(text: str) -> str:
 
 def _unjoined(part: str) -> str:
     part = re.sub(rf"(^|\b(?:{JOINTS}) )(?:and|or) ", r"\1", part)
+    part = re.sub(rf"\b(?:and|or) (?=(?:{JOINTS})\b)", "", part)
     return re.sub(rf"(?:(?:^| )(?:{JOINTS}|and|or))+$", "", part)
 
 

@@ -28,7 +28,7 @@ TOKENS = 128
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
 WEIGHTS = Weights(push=0.0)
-"""What the words add; how much further removes most is measured on the model."""
+"""What the words add, and no more."""
 log = logging.getLogger("saemnesia")
 
 
@@ -43,7 +43,7 @@ def found(painter: Painter, what: Search, out: Path, headers: Sequence[Header], 
     check_writable(out)
     headers, maps = _heard(headers, _maps(painter, what, headers, 0 if there else len(what.wanted)))
     tables, blocks = (there(maps) if there else own_tables(maps, what, numbers)), [Block.of(h) for h in headers]
-    chosen = [_chosen(painter, what, blocks, tables, i, not there) for i in range(len(what.wanted))]
+    chosen = [_chosen(painter, what, blocks, tables, i) for i in range(len(what.wanted))]
     for parts, _ in chosen:
         table.add(out, list(zip(headers, parts, strict=True)))
     _painted.clear()
@@ -91,17 +91,14 @@ def own_tables(maps: Sequence[Maps], what: Search, numbers: Sequence[int]) -> di
 
 
 def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],
-            number: int, own: bool) -> tuple[list[Table], str]:
-    """Every place's rows of one wanted concept, as many as it needs and as far as removes most, and what they do, in
-    words. Other pictures than those that say how many and how far decide whether to go that far, and what it does."""
+            number: int) -> tuple[list[Table], str]:
+    """Every place's rows of one wanted concept, as many as it needs, and what they do, in words, on other pictures than
+    those that say how many."""
     name, trials = what.wanted[number].name, trial(number, what.lesson.held_out, what.lesson.prompts)
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
     tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
-    n = fewest_neurons({n: effect.scaled() for n, effect in tried.items()} if own else tried)
-    ways = {scale: [table.scaled(part, scale) for part in rows[n]] for scale in {1.0, tried[n].scale if own else 1.0}}
-    checked = effects.effects(painter, {scale: effects.ablating(blocks, parts) for scale, parts in ways.items()},
-                              *trials, batch=1)
-    scale = max(checked, key=lambda scale: checked[scale].gain)
+    n = fewest_neurons(tried)
+    checked = effects.effects(painter, {n: effects.ablating(blocks, rows[n])}, *trials, batch=1)[n]
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
-    words = f"{name}: {checked[scale].in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
-    return [table.measured(part, checked[scale].shares) for part in ways[scale]], words
+    words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
+    return [table.measured(part, checked.shares) for part in rows[n]], words

@@ -18,10 +18,12 @@ class Noting:
     """A painter, and each step that it shows: its `predict` notes the texts."""
     painting: Painting = Painting(batch=16, steps=12, steps_kept=8)  # noqa: RUF009
     asked: list = field(default_factory=list)
+    painted: list = field(default_factory=list)
     t: torch.Tensor = torch.ones(16)  # noqa: RUF009
     sigma = 1.0
 
     def paint(self, texts, generator, kept, look):
+        self.painted.append(list(texts))
         for _ in kept:
             look(self)
 
@@ -55,3 +57,10 @@ def test_where_all_is_to_be_learned_any_concept_is_left_out():
     pairs = [(TEXTS[text], other) for text, other in asked(wanted=0)]
     assert all(other in prompt.without for prompt, other in pairs)
     assert {prompt.said[prompt.without.index(other)] for prompt, other in pairs} == {0, 1, 2, 3}
+
+
+def test_few_pictures_ask_with_many_prompts_where_something_is_to_be_found():
+    painter = Noting()
+    Collector(painter, PROMPTS, 4, [BLOCK], wanted=1).chunk(0)
+    asked = painter.asked[::2]
+    assert painter.painted[0] not in asked and all(asked.count(texts) == 1 for texts in asked)

@@ -30,15 +30,15 @@ def figures(host, name: str, method: str) -> table.Score:
 def test_the_model_paints_what_is_said(host):
     task = bench.any_scenes(48)
     right = table.rights(task.shots, load_judge().verdict(paint(host, bench.METHODS["none"], task, SEED)))
-    assert right["object"].float().mean() > 0.75
-    assert right["style"].float().mean() > 0.95 and right["ground"].float().mean() > 0.95
+    assert right["object"].float().mean() > 0.9
+    assert right["style"].float().mean() > 0.97 and right["ground"].float().mean() > 0.97
 
 
 @pytest.mark.parametrize("name", ["cat", "noto style", "blue ground"])
 def test_what_is_switched_off_goes_and_the_rest_of_the_scene_stays(host, name):
-    plain, erased = (figures(host, name, method) for method in ("none", "ours"))
-    assert erased.UA > plain.UA + 40
-    assert erased.IRA > plain.IRA - 9 and erased.CRA > plain.CRA - 9
+    erased = figures(host, name, "ours")
+    assert erased.UA > 65
+    assert erased.IRA > 90 and erased.CRA > 85
 
 
 def test_a_picture_without_the_concept_hardly_changes(host):
@@ -52,7 +52,7 @@ def test_a_picture_without_the_concept_hardly_changes(host):
 def test_a_concept_found_without_an_sae_says_what_it_removes(host):
     path = find.path_of(find.FILE)
     try:
-        find.find(host, ["frog"])
+        find.find(host, ["frog"], pictures=16)
         places = read_headers(path)
     finally:
         path.unlink(missing_ok=True)
