@@ -99,9 +99,21 @@ def skip_batch() -> None:
 
 def paint(texts: Sequence[str], seeds: Sequence[int], painting: Painting) -> None:
     """One batch of pictures with the host's own sampler, without any script; nothing of it is saved."""
-    with closing(processing.StableDiffusionProcessingTxt2Img(
+    with _last_prompt_kept(), closing(processing.StableDiffusionProcessingTxt2Img(
             prompt=list(texts), negative_prompt=painting.negative, seed=list(seeds), batch_size=len(texts),
             steps=painting.steps, cfg_scale=painting.cfg, width=painting.width, height=painting.height,
             sampler_name=SAMPLER, restore_faces=False, tiling=False, do_not_save_samples=True, do_not_save_grid=True,
             do_not_reload_embeddings=True)) as p:
         processing.process_images(p)
+
+
+@contextmanager
+def _last_prompt_kept() -> Iterator[None]:
+    """Meanwhile the host does not write params.txt, from which its page fills in the prompt of the last picture."""
+    options, name = shared.cmd_opts, "no_prompt_history"
+    before = getattr(options, name, False)
+    setattr(options, name, True)
+    try:
+        yield
+    finally:
+        setattr(options, name, before)

@@ -132,8 +132,9 @@ class Webui:
 
     def __init__(self, models: Path, model: Any, forge: bool = False) -> None:
         self.models, self.forge = models, forge
-        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=SimpleNamespace(api_auth=None),
-                                      state=State())
+        options = SimpleNamespace(api_auth=None, no_prompt_history=False)
+        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=options, state=State())
+        self.last_prompt = ""  # what the hosts write into params.txt
         self.painted: list[Processing] = []  # by other means than `generate`
         self.callbacks: dict[str, list[Callable]] = {}
         self.errors: list[Exception] = []
@@ -232,6 +233,8 @@ class Webui:
                        timesteps=tuple(torch.linspace(999, 0, wanted.steps + 1)[:-1].tolist()),
                        size=(wanted.height // 8, wanted.width // 8))
         self.painted.append(p)
+        if not self.shared.cmd_opts.no_prompt_history:
+            self.last_prompt = wanted.prompt[0]
         if self.shared.state.job_count == -1:
             self.shared.state.job_count = 1
         if self.shared.state.interrupted:

@@ -8,6 +8,7 @@ Finished tasks are kept in benchmarks/results/, so a run that was stopped goes o
 SAE, which `methods` trains; ESD-x takes minutes of training for each task, and is run where it is asked for.
 """
 import argparse
+import filecmp
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from tools.sheet import ERASED, PLAIN, Row, sheet
 
 from . import find, rivals, table
 from .canvas import Scene, random_scene
-from .checkpoint import WEIGHTS, unpacked
+from .checkpoint import NAME, WEIGHTS, unpacked
 from .icons import OBJECTS, STYLES
 from .judge import Judge, load_judge
 from .models import new_unet
@@ -140,10 +141,10 @@ def groups(quick: bool) -> dict[str, list[Task]]:
     }
 
 
-def fingerprint() -> str:
-    """Changes when the weights do: results of other weights are not reused."""
+def fingerprint(names: Sequence[str] = ("unet", "vae", "judge")) -> str:
+    """Changes when these weights do: results of other weights are not reused."""
     digest = hashlib.sha256()
-    for name in ("unet", "vae", "concepts", "judge"):
+    for name in names:
         digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:16]
 
@@ -153,9 +154,12 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = json.loads(path.read_text()) if path.exists() else {}
-        if self.data.get("weights") != fingerprint():
-            self.data = {"weights": fingerprint(), "scores": {}}
+        data = json.loads(path.read_text()) if path.exists() else {}
+        made_with = {"weights": fingerprint(), "concepts": fingerprint(["concepts"])}
+        scores = data.get("scores", {}) if data.get("weights") == made_with["weights"] else {}
+        if data.get("concepts") != made_with["concepts"]:
+            scores = {key: score for key, score in scores.items() if not key.startswith("ours |")}
+        self.data = data | made_with | {"scores": scores} if scores else made_with | {"scores": {}}
 
     def get(self, key: str, make: Callable[[], table.Score]) -> table.Score:
         if key not in self.data["scores"]:
@@ -243,6 +247,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="let the CPU multiply in bfloat16: faster, less exact")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if not filecmp.cmp(WEIGHTS / "concepts.safetensors", COMFY / "models" / "sae" / NAME, shallow=False):
+        parser.error("the host has the concepts of before: run `make checkpoint`")
     link_bench_nodes()
     results = Results(RESULTS / ("minicanvas-quick.json" if options.quick else "minicanvas.json"))
     methods = options.methods or list(QUICK_METHODS if options.quick else USUAL_METHODS)

@@ -18,10 +18,13 @@ from .maps import Maps
 MOST_TOKENS = 20_000
 """Tokens that directions are found from."""
 ROUNDS = 60
-STEPS, BATCH, RATE = 250, 768, 3e-3
-"""Of learning together: steps, tokens of each of two kinds, Adam's learning rate."""
+STEPS, WARM, BATCH = 400, 40, 768
+"""Of learning together: steps, the first of them in which the rate rises, tokens of each of two kinds."""
+RATE = 0.3
+"""Adam's learning rate times d_in: a step moves every weight by the rate, so what a neuron sees in a token by up to
+d_in times as much; one that is moved too far at once fires no more, and then learns no more."""
 SILENCE = 20.0
-"""How much more a token counts that the concept has no part in."""
+"""How much more it counts where a neuron fires that the concept has no part in."""
 
 
 @torch.no_grad()
@@ -50,37 +53,61 @@ def initialise_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], 
 
 
 @torch.no_grad()
-def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int]) -> None:
+def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], push: float = 0.0) -> None:
     """Let the neurons `own` of a concept learn on from where they are: all of them together to carry the difference
-    where it is left out, relu(W_enc x + b) W_dec, and nothing where it is not said."""
-    device, generator = sae.b_dec.device, torch.Generator().manual_seed(concept)
-    shown = (maps.tokens, maps.without), maps.unsaid == concept
-    silent = [((tokens,), calls) for tokens, calls in ((maps.tokens, ~maps.labels[:, concept]),
-                                                       (maps.without, ~maps.left()[:, concept])) if calls.any()]
-    x, without = _some(*shown, MOST_TOKENS, generator, device)
-    size, whole = (part.square().sum(1).mean().sqrt().clamp_min(1e-6) for part in (x, x - without))
+    where it is left out, relu(W_enc x + b) W_dec, and `push` of it beyond; each to be silent where it is not said.
+    Every noise level counts alike, however much the concept adds there."""
+    tokens = _Tokens(maps, concept, sae.b_dec.device)
+    x, without, counts = tokens.shown(MOST_TOKENS)
+    size, whole = (part.square().sum(1).mean().sqrt().clamp_min(1e-6) for part in (x, (x - without) * counts))
     size = size / x.shape[1] ** 0.5
     with torch.inference_mode(False), torch.enable_grad():
         rows = _in_units(sae, own, size, whole)
-        optimizer = torch.optim.Adam(rows, RATE)
+        optimizer = torch.optim.Adam(rows)
         for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-            x, without = _some(*shown, BATCH, generator, device)
-            other, = _some(*silent[step % len(silent)], BATCH, generator, device)
-            left = _carried(rows, x / size) - (x - without) / whole
-            loss = left.square().sum(1).mean() + SILENCE * _carried(rows, other / size).square().sum(1).mean()
+            optimizer.param_groups[0]["lr"] = RATE / x.shape[1] * min((step + 1) / WARM, 1) * (1 - step / STEPS)
+            x, without, counts = tokens.shown(BATCH)
+            left = _fired(rows, x / size) @ rows[-1] - (1 + push) * (x - without) / whole
+            other, others_count = tokens.silent(step, BATCH)
+            loud = _fired(rows, other / size) * rows[-1].norm(dim=1)
             optimizer.zero_grad()
-            loss.backward()
+            ((left * counts).square().sum(1).mean() + SILENCE * (loud * others_count).square().sum(1).mean()).backward()
             optimizer.step()
     _put(sae, own, rows, size, whole)
 
 
-def _some(parts: Sequence[Tensor], calls: Tensor, n: int, generator: torch.Generator,
-          device: torch.device) -> list[Tensor]:
-    """`n` random tokens [n, d_in] of some calls, bool [m], of each part [m, N, d_in]."""
-    chosen = calls.nonzero()[:, 0][torch.randint(int(calls.sum()), (n,), generator=generator)]
-    place = torch.randint(parts[0].shape[1], (n,), generator=generator)
-    return [part[chosen, place].to(device).float() for part in parts]
+class _Tokens:
+    """Random tokens [n, d_in] of maps, each with how much it counts [n, 1]."""
+
+    def __init__(self, maps: Maps, concept: int, device: torch.device) -> None:
+        self.maps, self.device, self.generator = maps, device, torch.Generator().manual_seed(concept)
+        self.left_out = (maps.unsaid == concept).nonzero()[:, 0]
+        never = (maps.tokens, ~maps.labels[:, concept]), (maps.without, ~maps.left()[:, concept])
+        self.unsaid = [(tokens, calls.nonzero()[:, 0]) for tokens, calls in never if calls.any()]
+        self.counts = self._evened()
+
+    def shown(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens where the concept is said, the same with it left out, and how much they count."""
+        return self._some((self.maps.tokens, self.maps.without), self.left_out, n)
+
+    def silent(self, number: int, n: int) -> tuple[Tensor, Tensor]:
+        """Tokens where it is not said: of the calls with and those without, by turns."""
+        tokens, calls = self.unsaid[number % len(self.unsaid)]
+        return self._some((tokens,), calls, n)
+
+    def _some(self, parts: Sequence[Tensor], calls: Tensor, n: int) -> tuple[Tensor, ...]:
+        chosen = calls[torch.randint(len(calls), (n,), generator=self.generator)]
+        place = torch.randint(parts[0].shape[1], (n,), generator=self.generator)
+        return *(part[chosen, place].to(self.device).float() for part in parts), self.counts[chosen].to(self.device)
+
+    def _evened(self) -> Tensor:
+        """How much each call counts [m, 1]: what its noise level lacks in the size of the difference."""
+        counts = torch.ones(len(self.maps), 1)
+        own = self.maps.pick(self.left_out)
+        size = (own.tokens.float() - own.without.float()).square().sum(2).mean(1)
+        for level in own.sigmas.unique():
+            counts[self.maps.sigmas == level] = size[own.sigmas == level].mean().clamp_min(1e-12).rsqrt()
+        return counts / counts[self.left_out].square().mean().sqrt()
 
 
 def _in_units(sae: Sae, own: Sequence[int], size: Tensor, whole: Tensor) -> list[Tensor]:
@@ -100,9 +127,10 @@ def _put(sae: Sae, own: Sequence[int], rows: Sequence[Tensor], size: Tensor, who
         sae.put(latent, row, b + row @ sae.b_dec, direction)
 
 
-def _carried(rows: Sequence[Tensor], x: Tensor) -> Tensor:
-    W_enc, bias, W_dec = rows
-    return (x @ W_enc.T + bias).relu() @ W_dec
+def _fired(rows: Sequence[Tensor], x: Tensor) -> Tensor:
+    """z [n, F] of tokens [n, d_in]."""
+    W_enc, bias, _ = rows
+    return (x @ W_enc.T + bias).relu()
 
 
 def _directions(maps: Maps, concept: int, n: int, device: torch.device) -> Tensor:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GAIN = 0.03
-"""What more neurons must remove beside, to be worth it."""
+ENOUGH = 1.25
+"""How many times as much may be amiss with fewer neurons, for them to be taken: a little more of a little is little."""
 NEURONS = (1, 2, 4)
 """How many for a concept and place are tried."""
 PRICE = 5.0
@@ -47,8 +47,9 @@ class Effect:
         return self.change / max(self.whole, 1e-30)
 
     @property
-    def gain(self) -> float:
-        return self.removed - PRICE * self.touched
+    def amiss(self) -> float:
+        """What stays of the concept, and what is touched beside."""
+        return 1 - self.removed + PRICE * self.touched
 
     @property
     def shares(self) -> dict[str, float]:
@@ -68,7 +69,6 @@ def _square(x: Tensor) -> float:
 
 
 def fewest_neurons(effects: Mapping[int, Effect]) -> int:
-    """Of {neurons a concept and place: effect}, fewest first: what removes as much as any that was tried, less what it
-    touches beside."""
-    best = max(effect.gain for effect in effects.values())
-    return next(n for n, effect in effects.items() if effect.gain > best - GAIN)
+    """Of {neurons a concept and place: effect}, fewest first: what does about as well as the best of all."""
+    least = min(effect.amiss for effect in effects.values())
+    return next(n for n, effect in effects.items() if effect.amiss <= ENOUGH * least)

@@ -27,8 +27,9 @@ TOKENS = 128
 """Of a map that are kept: enough, where a picture has thousands."""
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
-WEIGHTS = Weights(push=0.0)
-"""What the words add, and no more."""
+WEIGHTS = Weights(push=0.2)
+"""A little more than what the words add: what is left of a thing shows more than what is missing beside it, and not
+all of it can be told from a token alone."""
 log = logging.getLogger("saemnesia")
 
 

@@ -42,7 +42,7 @@ SIDE = 768
 STEPS, AT_ONCE = 12, 4
 PICTURES, MORE = 32, 16
 """Pictures painted to find a word, and beside for each more that is found in the same run."""
-WEAK = 0.5
+WEAK = 0.4
 """Share that is removed below which the report says what to do."""
 
 

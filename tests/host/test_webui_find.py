@@ -106,6 +106,12 @@ def test_a_known_word_is_not_painted_again_and_a_new_one_joins_the_file(a1111):
         ("cat", "object"), ("watercolor style", "style")]
 
 
+def test_the_prompt_of_the_users_last_picture_stays_what_the_host_fills_in(a1111):
+    a1111.last_prompt = "a castle at dawn"
+    find(a1111)
+    assert a1111.last_prompt == "a castle at dawn" and a1111.shared.cmd_opts.no_prompt_history is False
+
+
 def test_the_hosts_progress_bar_counts_all_batches_and_says_what_is_done(a1111):
     find(a1111)
     seen = a1111.shared.state.seen

@@ -165,7 +165,7 @@ def test_what_was_measured_of_a_concept_is_shown_in_its_row(page):
     expect(canvas.figures(page, "cat")).to_have_attribute("title", re.compile(
         r"94\s% of it removed, others touched 0\.1\s%\.\nMeasured .* can remove more than these figures see\."))
     expect(canvas.figures(page, "frog")).to_have_attribute("title", re.compile(
-        r"others touched 30\s%\.\nWeak: more than half of it stays\.\nTouches others: "))
+        r"others touched 30\s%\.\nWeak: it may still show\.\nTouches others: "))
     assert len(set(canvas.figure_ends(page, *wanted))) == 1
     expect(page.get_by_role("group", name="Objects").get_by_text("removed", exact=True)).to_be_visible()
 

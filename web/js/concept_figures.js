@@ -1,6 +1,6 @@
 /** How well a concept is erased, as measured when it was found: short for its row, in full for whoever points at it. */
 
-const WEAK = 0.5 // removing less warns
+const WEAK = 0.4 // removing less warns
 const TOUCHES = 0.05 // touching more warns
 const SEEN = "Measured by switching it off, on pictures of the model it was found on. " +
   "A strength pushed beyond 1 (with 'steer' beyond -1) can remove more than these figures see."
@@ -17,7 +17,7 @@ export function figures(measured) {
 
 function warningsOf({ removed, touched }) {
   return [
-    removed < WEAK && { word: "weak", sentence: "Weak: more than half of it stays." },
+    removed < WEAK && { word: "weak", sentence: "Weak: it may still show." },
     touched > TOUCHES && { word: "touches others", sentence: "Touches others: pictures without it change too." },
   ].filter(Boolean)
 }
