@@ -52,7 +52,7 @@ def test_a_picture_without_the_concept_hardly_changes(host):
 def test_a_concept_found_without_an_sae_says_what_it_removes(host):
     path = find.path_of(find.FILE)
     try:
-        find.find(host, ["frog"])
+        find.find(host, ["frog"], pictures=24)
         places = read_headers(path)
     finally:
         path.unlink(missing_ok=True)

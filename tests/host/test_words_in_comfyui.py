@@ -89,34 +89,31 @@ def test_new_words_join_the_file_and_nodes_in_a_row_erase_what_one_does(host, fi
 
 
 def test_names_as_people_type_them_are_understood_and_that_is_said_before_anything_is_painted(host, first):
-    text = "saber_(fate); Van Gogh (style):0,5"
+    text = "CAT; saber_(fate) (style):0,5"
     report, log = said(host.run(words(text))), host.log
-    assert [line.partition(":")[0] for line in report.splitlines()] == ["saber_(fate)", "Van Gogh"]
-    said_at = log.rindex("understood as saber_(fate) (object), Van Gogh (style)")
-    assert said_at < log.rindex("SAEmnesia: painting ") < log.rindex("ablate saber_(fate), Van Gogh")
-    kinds = {c.name: c.kind for c in read_headers(SAES / files()[0])[0].concepts}
-    assert (kinds["saber_(fate)"], kinds["Van Gogh"]) == ("object", "style")
-    assert torch.equal(latents(host, words(text)), latents(host, words("SABER_(fate)\nvan gogh : 0.5")))
+    assert [line.partition(":")[0] for line in report.splitlines()] == ["cat", "saber_(fate)"]
+    said_at = log.rindex("understood as saber_(fate) (style)")
+    assert said_at < log.rindex("SAEmnesia: painting ") < log.rindex("ablate cat, saber_(fate)")
+    assert {c.name: c.kind for c in read_headers(SAES / files()[0])[0].concepts}["saber_(fate)"] == "style"
+    assert torch.equal(latents(host, words(text)), latents(host, words("Cat\nSABER_(FATE) : 0.5")))
 
 
 def test_another_lora_is_another_model_and_the_checkpoint_stays_itself_beside_it(host, first):
-    loras = [COMFY / "models" / "loras" / f"saemnesia-test-{seed}.safetensors" for seed in (0, 1)]
+    lora = COMFY / "models" / "loras" / "saemnesia-test.safetensors"
     try:
-        for seed, path in enumerate(loras):
-            write_lora(path, seed)
-            made = words("cat")
-            made["lora"] = node("LoraLoaderModelOnly", model=["checkpoint", 0], lora_name=path.name, strength_model=1.0)
-            made["words"]["inputs"]["model"] = ["lora", 0]
-            assert "found in" in said(host.run(made))
-            assert "found in" not in said(host.run(words("cat:0.9", cfg=2.0 + seed)))
+        write_lora(lora)
+        made = words("cat")
+        made["lora"] = node("LoraLoaderModelOnly", model=["checkpoint", 0], lora_name=lora.name, strength_model=1.0)
+        made["words"]["inputs"]["model"] = ["lora", 0]
+        assert "found in" in said(host.run(made))
+        assert "found in" not in said(host.run(words("cat:0.9")))
     finally:
-        for path in loras:
-            path.unlink(missing_ok=True)
-    assert len(files()) == 3
+        lora.unlink(missing_ok=True)
+    assert len(files()) == 2
 
 
-def write_lora(path: Path, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+def write_lora(path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
     key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_v"
     save_file({f"{key}.lora_up.weight": torch.randn(320, 4, generator=generator),
                f"{key}.lora_down.weight": torch.randn(4, 768, generator=generator),
