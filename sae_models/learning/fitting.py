@@ -57,8 +57,8 @@ def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], push:
     """Let the neurons `own` of a concept learn on from where they are: all of them together to carry the difference
     where it is left out, relu(W_enc x + b) W_dec, and `push` of it beyond; each to be silent where it is not said.
     Every noise level counts alike, however much the concept adds there."""
-    tokens = _Tokens(maps, concept, sae.b_dec.device)
-    x, without, counts = tokens.shown(MOST_TOKENS)
+    tokens = Tokens(maps, concept, sae.b_dec.device)
+    x, without, counts = tokens.shown
     size, whole = (part.square().sum(1).mean().sqrt().clamp_min(1e-6) for part in (x, (x - without) * counts))
     size = size / x.shape[1] ** 0.5
     with torch.inference_mode(False), torch.enable_grad():
@@ -66,39 +66,36 @@ def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], push:
         optimizer = torch.optim.Adam(rows)
         for step in range(STEPS):
             optimizer.param_groups[0]["lr"] = RATE / x.shape[1] * min((step + 1) / WARM, 1) * (1 - step / STEPS)
-            x, without, counts = tokens.shown(BATCH)
-            left = _fired(rows, x / size) @ rows[-1] - (1 + push) * (x - without) / whole
-            other, others_count = tokens.silent(step, BATCH)
-            loud = _fired(rows, other / size) * rows[-1].norm(dim=1)
+            shown, silent = tokens.some(tokens.shown), tokens.some(tokens.silent[step % len(tokens.silent)])
             optimizer.zero_grad()
-            ((left * counts).square().sum(1).mean() + SILENCE * (loud * others_count).square().sum(1).mean()).backward()
+            _amiss(rows, shown, silent, size, whole, push).backward()
             optimizer.step()
     _put(sae, own, rows, size, whole)
 
 
-class _Tokens:
-    """Random tokens [n, d_in] of maps, each with how much it counts [n, 1]."""
+class Tokens:
+    """Random tokens [T, d_in] of maps, with how much each counts [T, 1]. shown: where the concept is said, and the same
+    with it left out; silent: where it is not said, of the calls with and of those without."""
 
-    def __init__(self, maps: Maps, concept: int, device: torch.device) -> None:
+    def __init__(self, maps: Maps, concept: int, device: torch.device | str = "cpu") -> None:
         self.maps, self.device, self.generator = maps, device, torch.Generator().manual_seed(concept)
         self.left_out = (maps.unsaid == concept).nonzero()[:, 0]
-        never = (maps.tokens, ~maps.labels[:, concept]), (maps.without, ~maps.left()[:, concept])
-        self.unsaid = [(tokens, calls.nonzero()[:, 0]) for tokens, calls in never if calls.any()]
         self.counts = self._evened()
+        never = (maps.tokens, ~maps.labels[:, concept]), (maps.without, ~maps.left()[:, concept])
+        self.shown = self._of((maps.tokens, maps.without), self.left_out)
+        self.silent = [self._of((tokens,), calls.nonzero()[:, 0]) for tokens, calls in never if calls.any()]
 
-    def shown(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens where the concept is said, the same with it left out, and how much they count."""
-        return self._some((self.maps.tokens, self.maps.without), self.left_out, n)
+    def some(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """`BATCH` of them, for a step."""
+        chosen = torch.randint(len(parts[0]), (BATCH,), generator=self.generator).to(self.device)
+        return [part[chosen] for part in parts]
 
-    def silent(self, number: int, n: int) -> tuple[Tensor, Tensor]:
-        """Tokens where it is not said: of the calls with and those without, by turns."""
-        tokens, calls = self.unsaid[number % len(self.unsaid)]
-        return self._some((tokens,), calls, n)
-
-    def _some(self, parts: Sequence[Tensor], calls: Tensor, n: int) -> tuple[Tensor, ...]:
-        chosen = calls[torch.randint(len(calls), (n,), generator=self.generator)]
-        place = torch.randint(parts[0].shape[1], (n,), generator=self.generator)
-        return *(part[chosen, place].to(self.device).float() for part in parts), self.counts[chosen].to(self.device)
+    def _of(self, parts: Sequence[Tensor], calls: Tensor) -> list[Tensor]:
+        chosen = calls[torch.randint(len(calls), (MOST_TOKENS,), generator=self.generator)]
+        place = torch.randint(parts[0].shape[1], (MOST_TOKENS,), generator=self.generator)
+        with torch.inference_mode(False):
+            tokens = [part[chosen, place].to(self.device).float() for part in parts]
+            return [*tokens, self.counts[chosen].to(self.device)]
 
     def _evened(self) -> Tensor:
         """How much each call counts [m, 1]: what its noise level lacks in the size of the difference."""
@@ -108,6 +105,16 @@ class _Tokens:
         for level in own.sigmas.unique():
             counts[self.maps.sigmas == level] = size[own.sigmas == level].mean().clamp_min(1e-12).rsqrt()
         return counts / counts[self.left_out].square().mean().sqrt()
+
+
+def _amiss(rows: Sequence[Tensor], shown: Sequence[Tensor], silent: Sequence[Tensor], size: Tensor, whole: Tensor,
+           push: float) -> Tensor:
+    """What a concept's neurons leave of the difference, and where else they fire."""
+    said, without, counts = shown
+    other, others_count = silent
+    left = _fired(rows, said / size) @ rows[-1] - (1 + push) * (said - without) / whole
+    loud = _fired(rows, other / size) * rows[-1].norm(dim=1)
+    return (left * counts).square().sum(1).mean() + SILENCE * (loud * others_count).square().sum(1).mean()
 
 
 def _in_units(sae: Sae, own: Sequence[int], size: Tensor, whole: Tensor) -> list[Tensor]:

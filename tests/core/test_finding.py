@@ -6,7 +6,7 @@ from test_training import trainer
 
 from sae_models.errors import SaeError
 from sae_models.learning.finding import best_neurons, own_neurons
-from sae_models.learning.fitting import initialise_concepts, learn_together
+from sae_models.learning.fitting import Tokens, initialise_concepts, learn_together
 from sae_models.learning.losses import Weights
 from sae_models.learning.maps import Maps, joined
 from sae_models.sae import Sae, SaeConfig
@@ -77,6 +77,43 @@ def test_neurons_that_learn_together_carry_what_least_squares_leaves(neurons):
         learn_together(sae, only_where(1), 0, latents)
         assert left() < 0.6 * before
         assert torch.allclose(sae.W_dec[latents].norm(dim=1), torch.ones(neurons), atol=1e-4)
+
+
+def wide(seed: int, d_in: int = 640) -> Maps:
+    """Tokens of a wide place, which have much in common: the concept adds a direction to every other one."""
+    generator = torch.Generator().manual_seed(seed)
+    base = 1 + 0.3 * torch.randn(64, 32, d_in, generator=generator)
+    unsaid = torch.arange(64) % 2
+    added = 0.3 * torch.randn(d_in, generator=torch.Generator().manual_seed(9))
+    labels = torch.stack([unsaid == 0, unsaid == 1], 1)
+    return Maps((base + (unsaid == 0)[:, None, None] * added).half(), base.half(), unsaid, labels, torch.ones(64))
+
+
+def test_a_neuron_of_a_wide_place_does_not_die_while_it_learns():
+    found, maps = own_neurons(wide(1), SUBJECTS[:1], Weights(push=0.0)).rows, wide(2)
+    z = (maps.tokens.float() @ found.W_enc.T + found.bias).relu()
+    difference = (maps.tokens.float() - maps.without.float())
+    left = (difference - z @ found.W_dec)[maps.unsaid == 0].square().sum() / difference.square().sum()
+    assert float(left) < 0.1
+
+
+def test_a_push_carries_more_than_the_words_add():
+    amounts = []
+    for push in (0.0, 0.2):
+        found, maps = own_neurons(wide(1), SUBJECTS[:1], Weights(push=push)).rows, wide(2)
+        amounts.append(float((maps.tokens[maps.unsaid == 0].float() @ found.W_enc.T + found.bias).relu().mean()))
+    assert 1.15 < amounts[1] / amounts[0] < 1.25
+
+
+def test_every_noise_level_counts_alike():
+    maps = make_maps(1).to("cpu")
+    high = torch.arange(len(maps)) % 4 < 2
+    tokens = torch.where(high[:, None, None], maps.without + 5 * (maps.tokens - maps.without), maps.tokens)
+    counts = Tokens(Maps(tokens, maps.without, maps.unsaid, maps.labels, torch.where(high, 5.0, 1.0)), 0).counts
+    size = ((tokens - maps.without) * counts[:, None]).square().sum(2).mean(1)
+    shown = maps.unsaid == 0
+    assert float(size[shown & high].mean()) == pytest.approx(float(size[shown & ~high].mean()), rel=1e-4)
+    assert float(counts[high].mean()) == pytest.approx(float(counts[~high].mean()) / 5, rel=0.3)
 
 
 def test_a_place_that_does_not_hear_the_concept_gets_rows_that_are_numbers():
