@@ -16,7 +16,7 @@ from .losses import Weights
 from .maps import Maps
 
 MOST_TOKENS = 20_000
-"""Tokens that directions are found from."""
+"""Tokens that directions are found from, and that neurons learn from together."""
 ROUNDS = 60
 STEPS, WARM, BATCH = 400, 40, 768
 """Of learning together: steps, the first of them in which the rate rises, tokens of each of two kinds."""
