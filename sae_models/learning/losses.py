@@ -33,7 +33,7 @@ class Weights:
 
 
 def push_at(hookpoint: str) -> float:
-    """`Weights.push` of a place: at a cross-attention to carry what the words add is enough, more is further away."""
+    """`Weights.push` of a place: what an SAE learns at a cross-attention is what the words add and no more."""
     return 0.0 if is_attention(hookpoint) else Weights.push
 
 

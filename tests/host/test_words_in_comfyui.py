@@ -106,7 +106,7 @@ def test_another_lora_is_another_model_and_the_checkpoint_stays_itself_beside_it
         made["lora"] = node("LoraLoaderModelOnly", model=["checkpoint", 0], lora_name=lora.name, strength_model=1.0)
         made["words"]["inputs"]["model"] = ["lora", 0]
         assert "found in" in said(host.run(made))
-        assert "found in" not in said(host.run(words("cat:0.9")))
+        assert "found in" not in said(host.run(words("cat:0.9", cfg=3.0)))
     finally:
         lora.unlink(missing_ok=True)
     assert len(files()) == 2
