@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
 HOST = Path(__file__).resolve().parents[1] / ".host"
-COMFY = HOST / "ComfyUI"
+COMFY = Path(os.environ.get("COMFYUI_PATH", HOST / "ComfyUI"))
 PYTHON = HOST / "venv" / "bin" / "python"
 NEWEST_FRONTEND = HOST / "frontend-newest" / "comfyui_frontend_package" / "static"
 """For `ComfyHost("--front-end-root", str(NEWEST_FRONTEND))`."""
