@@ -1,4 +1,4 @@
-"""What the page asks the server: what an SAE file is for, and its concepts by name."""
+"""What the page asks the server: what an SAE file is for, and its concepts by name; which blocks a checkpoint has."""
 from aiohttp import web
 from server import PromptServer
 
@@ -22,3 +22,12 @@ async def concepts(request: web.Request) -> web.Response:
     checkpoint = asked.get("checkpoint", "")
     base = family.of_checkpoint(asked.get("folder", "checkpoints"), checkpoint) if checkpoint else ""
     return web.json_response(sae.listed() | {"about": sae.about(), "unfit": sae.unfit(base, checkpoint)})
+
+
+@PromptServer.instance.routes.get("/saemnesia/blocks")
+async def blocks(request: web.Request) -> web.Response:
+    """GET ?checkpoint=NAME&folder=checkpoints -> the hookpoints of its cross-attention blocks, [] where that cannot be
+    told."""
+    asked = request.query
+    return web.json_response(family.blocks_of_checkpoint(asked.get("folder", "checkpoints"),
+                                                         asked.get("checkpoint", "")))

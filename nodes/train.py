@@ -91,7 +91,7 @@ class Train(io.ComfyNode):
                 folded(io.String.Input("hookpoint", default="", tooltip=(
                     "Empty: every cross-attention of the model, where words enter (start here). Or blocks of your "
                     "own choice, separated by commas, such as up_blocks.1.attentions.1, where SD 1.x decides what an "
-                    "object is."))),
+                    "object is: 'choose blocks' lists those of your model."))),
                 folded(io.Int.Input("k", default=32, min=1, max=1024, tooltip=(
                     "How many neurons may fire for a place."))),
                 io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(

@@ -106,3 +106,27 @@ def test_a_folded_input_that_is_in_use_is_shown(page):
     canvas.load(page, canvas.saved(page))
     node = "app.graph._nodes.find(({ type }) => type === 'SAEmnesiaTrain')"
     assert page.evaluate(f"() => {node}.isWidgetVisible({node}.widgets.find((one) => one.name === 'hookpoint'))")
+
+
+def test_blocks_are_chosen_from_those_that_the_model_has(page):
+    node = "app.graph._nodes.find(({ type }) => type === 'SAEmnesiaTrain')"
+    page.evaluate(f"() => {{ {node}.showAdvanced = true; {node}.expandToFitContent() }}")
+    canvas.show_origin(page)
+
+    def choose(name: str) -> str:
+        if page.evaluate("() => Boolean(LiteGraph.vueNodesMode)"):
+            page.get_by_role("button", name="choose blocks").click()
+        else:
+            at = page.evaluate(f"""() => {{
+                const button = {node}.widgets.find(({{ name }}) => name === "choose blocks")
+                return app.canvas.ds.convertOffsetToCanvas([{node}.pos[0] + 100, {node}.pos[1] + button.last_y + 10])
+            }}""")
+            box = page.evaluate("() => app.canvas.canvas.getBoundingClientRect().toJSON()")
+            page.mouse.click(box["left"] + at[0], box["top"] + at[1])
+        page.locator(".litecontextmenu").get_by_text(name).click()
+        return canvas.prompt_of(page, TRAIN)["hookpoint"]
+    first, *_, last = small_model.BLOCKS
+    assert choose(last) == last
+    assert choose(first) == f"{last}, {first}"
+    assert choose(f"✓ {last}") == first
+    assert choose("every cross-attention") == ""

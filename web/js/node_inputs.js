@@ -4,6 +4,7 @@
  * the node's menu) unless they were changed.
  */
 import { app } from "../../../scripts/app.js"
+import { offerBlocks } from "./block_list.js"
 
 const LABELLED = ["SAEmnesiaTrain", "SAEmnesiaFindConcept", "SAEmnesiaEraseWords", "SAEmnesiaExportConcept"]
 
@@ -50,6 +51,7 @@ app.registerExtension({
     for (const widget of node.widgets ?? []) {
       if (widget.element instanceof HTMLTextAreaElement) keepLabel(widget)
     }
+    offerBlocks(node)
     fold(node)
   },
 })
