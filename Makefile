@@ -5,7 +5,7 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-find bench-places bench-overhead bench-training checkpoint
+.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-find bench-places bench-overhead bench-full-size bench-training checkpoint
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -42,6 +42,9 @@ bench-places: setup checkpoint ## what removed and touched say beside the judge,
 
 bench-overhead: setup checkpoint ## what erasing costs in time and memory
 	$(HOST_PYTHON) -m benchmarks.overhead $(ARGS)
+
+bench-full-size: setup ## Erase Words on a model of SD 1.5's or SDXL's size: model calls, time, memory
+	$(HOST_PYTHON) -m benchmarks.full_size $(ARGS)
 
 bench-training: ## how fast SAEs train, and how well, beside three other libraries
 	@$(PYTHON) tools/setup_host.py --peers

@@ -5,6 +5,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { findCheckpoint } from "./sae_source.js"
+import { say } from "./words.js"
 
 const ALL = "every cross-attention"
 const UNKNOWN = "Link a model that a loader node loads, and its blocks are listed here."
@@ -36,17 +37,17 @@ function entry(node, widget, name) {
 async function open(node, widget) {
   const event = pressed
   const blocks = await blocksOf(node)
-  const all = { content: `${written(widget).length ? "" : "✓ "}${ALL}`, callback: () => write(node, widget, []) }
-  const none = { content: UNKNOWN, disabled: true }
+  const all = { content: `${written(widget).length ? "" : "✓ "}${say(ALL)}`, callback: () => write(node, widget, []) }
+  const none = { content: say(UNKNOWN), disabled: true }
   new LiteGraph.ContextMenu([all, ...(blocks.length ? blocks.map((name) => entry(node, widget, name)) : [none])],
-    { event, title: "Where to learn" })
+    { event, title: say("Where to learn") })
 }
 
 /** Give a node that has a *hookpoint* the button. */
 export function offerBlocks(node) {
   const widget = node.widgets?.find(({ name }) => name === "hookpoint")
   if (!widget) return
-  const button = node.addWidget("button", "choose blocks", null, () => open(node, widget), { advanced: true })
+  const button = node.addWidget("button", say("choose blocks"), null, () => open(node, widget), { advanced: true })
   button.serialize = false // not in the workflow; it is the last one, so that the values before it keep their places
   button.options.serialize = false // not in the API format
 }

@@ -1,4 +1,5 @@
 /** How well a concept is erased, as measured when it was found: short for its row, in full for whoever points at it. */
+import { say } from "./words.js"
 
 const WEAK = 0.4 // removing less warns
 const TOUCHES = 0.05 // touching more warns
@@ -10,8 +11,8 @@ export function figures(measured) {
   if (![measured?.removed, measured?.touched].every(Number.isFinite)) return ""
   const warnings = warningsOf(measured)
   const label = span("saemnesia-figures", span("saemnesia-removed", percent(measured.removed, 0)))
-  label.title = [inWords(measured), ...warnings.map(({ sentence }) => sentence), SEEN].join("\n")
-  if (warnings.length) label.prepend(span("saemnesia-warning", warnings.map(({ word }) => word).join(", ")))
+  label.title = [inWords(measured), ...warnings.map(({ sentence }) => say(sentence)), say(SEEN)].join("\n")
+  if (warnings.length) label.prepend(span("saemnesia-warning", warnings.map(({ word }) => say(word)).join(", ")))
   return label
 }
 
@@ -23,7 +24,7 @@ function warningsOf({ removed, touched }) {
 }
 
 const inWords = ({ removed, touched }) =>
-  `${percent(removed, 0)} of it removed, others touched ${percent(touched, 1)}.`
+  say("{removed} of it removed, others touched {touched}.", { removed: percent(removed, 0), touched: percent(touched, 1) })
 
 /** A share as `94 %` that is never broken into two lines. */
 const percent = (share, digits) => `${Number((100 * share).toFixed(digits))}\u00a0%`.replace("-", "\u2212")

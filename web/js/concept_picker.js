@@ -10,6 +10,7 @@ import { figures } from "./concept_figures.js"
 import { choose, drop, isStrength, key, near, parse } from "./concept_text.js"
 import { followMode } from "./node_look.js"
 import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
+import { say } from "./words.js"
 
 const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker"]
 
@@ -50,7 +51,7 @@ const CSS = `
   outline: none; }
 .saemnesia-kind { display: flex; justify-content: space-between; padding: 4px 3px 1px 8px; font-size: 11px;
   color: var(--descrip-text); }
-.saemnesia-list > [aria-label="${UNKNOWN}"] > .saemnesia-kind { color: var(--error-text); }
+.saemnesia-unknown > .saemnesia-kind { color: var(--error-text); }
 .saemnesia-row { display: flex; align-items: center; gap: 6px; min-height: 24px; padding: 0 3px 0 8px; }
 .saemnesia-row:hover { background: color-mix(in srgb, var(--input-text) 8%, transparent); }
 .saemnesia-row label { display: flex; flex: 1; align-items: center; gap: 6px; min-width: 0; min-height: 24px;
@@ -99,7 +100,7 @@ class Picker {
     this.node = node
     this.text = text
     this.makeBar()
-    this.list = element("div", { className: "saemnesia-list", role: "group", label: "Concepts", tabIndex: -1 })
+    this.list = element("div", { className: "saemnesia-list", role: "group", label: say("Concepts"), tabIndex: -1 })
     this.list.dataset.captureWheel = "true" // for Nodes 2.0, see keepWheel
     this.nothing = element("div", { className: "saemnesia-nothing", role: "status" })
     this.message = element("div", { className: "saemnesia-message" })
@@ -110,10 +111,10 @@ class Picker {
   }
 
   makeBar() {
-    this.search = element("input", { type: "text", className: "saemnesia-search", placeholder: "Search concepts",
-      label: "Search concepts", spellcheck: false })
+    this.search = element("input", { type: "text", className: "saemnesia-search", placeholder: say("Search concepts"),
+      label: say("Search concepts"), spellcheck: false })
     this.count = element("span", { className: "saemnesia-count", role: "status" })
-    this.clear = element("button", { type: "button", textContent: "Clear", title: "Choose no concept" })
+    this.clear = element("button", { type: "button", textContent: say("Clear"), title: say("Choose no concept") })
     this.bar = element("div", { className: "saemnesia-bar" }, this.search, this.count, this.clear)
   }
 
@@ -142,7 +143,7 @@ class Picker {
     const { concepts = [], error, there, unfit } = await readSae(name, model)
     if (this.asked !== asked) return // another one was chosen meanwhile
     if (error && waiting && !there) return this.show([], waiting)
-    const nameless = concepts.length ? "" : `${name} has no concept names: write a latent's number such as #12.`
+    const nameless = concepts.length ? "" : say("{name} has no concept names: write a latent's number such as #12.", { name })
     this.show(concepts, error ?? (unfit || nameless), Boolean(error || unfit))
   }
 
@@ -170,8 +171,8 @@ class Picker {
     const own = [...this.known.values()].map(({ kind }) => headingOf(kind)).filter((heading) => heading !== OTHER)
     const headings = [UNKNOWN, CHOSEN, ...Object.values(KINDS), ...own, OTHER, NUMBERED]
     this.groups = new Map([...new Set(headings)].map((heading) => [heading, element("div",
-      { role: "group", label: heading }, element("div", { className: "saemnesia-kind" }, heading,
-        element("span", { className: "saemnesia-measure", textContent: "removed" })))]))
+      { role: "group", label: say(heading), className: heading === UNKNOWN ? "saemnesia-unknown" : "" }, element("div", { className: "saemnesia-kind" }, say(heading),
+        element("span", { className: "saemnesia-measure", textContent: say("removed") })))]))
     this.list.replaceChildren(this.nothing, ...this.groups.values())
     for (const concept of this.known.values()) this.addRow(concept, headingOf(concept.kind))
   }
@@ -180,7 +181,7 @@ class Picker {
     const tick = element("input", { type: "checkbox" })
     const note = element("span", { className: "saemnesia-note" })
     const strength = element("input", { type: "text", inputMode: "decimal", className: "saemnesia-strength",
-      label: `Strength of ${name}`, spellcheck: false })
+      label: say("Strength of {name}", { name }), spellcheck: false })
     const label = element("label", { title: [name, description].filter(Boolean).join("\n") }, tick,
       element("span", { className: "saemnesia-name", textContent: name }), note, figures(measured))
     const root = element("div", { className: "saemnesia-row" }, label, strength)
@@ -194,7 +195,7 @@ class Picker {
     this.drawOthers(items)
     for (const [name, row] of this.rows) this.drawRow(row, items.filter((item) => key(item.name) === name))
     this.arrange()
-    this.count.textContent = `${new Set(items.map((item) => key(item.name))).size} chosen`
+    this.count.textContent = say("{count} chosen", { count: new Set(items.map((item) => key(item.name))).size })
     this.clear.disabled = !items.length
   }
 
@@ -220,7 +221,8 @@ class Picker {
 
   notFound() {
     const alike = near(this.search.value, [...this.rows.values()].map(({ name }) => name))
-    return `Nothing is called '${this.search.value}'${alike.length ? `; nearest: ${alike.join(", ")}` : ""}.`
+    return alike.length ? say("Nothing is called '{name}'; nearest: {near}.",
+      { name: this.search.value, near: alike.join(", ") }) : say("Nothing is called '{name}'.", { name: this.search.value })
   }
 
   /** Rows for what the text names and the SAE does not. */
@@ -244,10 +246,10 @@ class Picker {
     const range = this.range()
     const strength = items[0]?.strength ?? ""
     row.tick.checked = items.length > 0
-    row.note.textContent = items.length > 1 ? "listed twice" : row.heading === UNKNOWN ? this.nearest(row.name) : ""
+    row.note.textContent = items.length > 1 ? say("listed twice") : row.heading === UNKNOWN ? this.nearest(row.name) : ""
     row.strength.hidden = !items.length
-    row.strength.placeholder = range.usual
-    row.strength.title = range.hint
+    row.strength.placeholder = say(range.usual)
+    row.strength.title = say(range.hint)
     row.strength.ariaInvalid = String(!isStrength(strength, range))
     if (row.strength !== document.activeElement) row.strength.value = strength
     row.root.hidden = !row.words.includes(key(this.search.value))
@@ -255,7 +257,7 @@ class Picker {
 
   nearest(name) {
     const [best] = near(name, [...this.known.values()].map((concept) => concept.name), 1)
-    return best ? `nearest: ${best}` : ""
+    return best ? say("nearest: {name}", { name: best }) : ""
   }
 
   /** Which strengths make sense: that depends on the actuator, where the node has one. */

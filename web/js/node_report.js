@@ -7,6 +7,7 @@
  */
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { say } from "./words.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain"]
 const BEFORE = "What it does is said here after a run."
@@ -39,8 +40,8 @@ function element(tag, style, ...children) {
 
 function addReport(node) {
   const numbers = element("pre", "margin: 0; overflow-x: auto; font: 11px/17px monospace;")
-  const fold = element("details", "", element("summary", "cursor: pointer;", NUMBERS), numbers)
-  const said = element("div", "", BEFORE)
+  const fold = element("details", "", element("summary", "cursor: pointer;", say(NUMBERS)), numbers)
+  const said = element("div", "", say(BEFORE))
   const root = element("div", STYLE, said, fold)
   root.className = "saemnesia-report"
   said.setAttribute("role", "status")
@@ -98,7 +99,7 @@ app.registerExtension({
   name: "SAEmnesia.NodeReport",
   setup() {
     listen("saemnesia.progress", ({ text }) => text)
-    listen("execution_interrupted", () => STOPPED)
+    listen("execution_interrupted", () => say(STOPPED))
     listen("execution_error", ({ exception_message }) => exception_message.trim())
   },
   nodeCreated(node) {

@@ -4,6 +4,7 @@
  */
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { say } from "./words.js"
 
 export const LOADER = "SAEmnesiaLoadSAE"
 /** Nodes that write a file of the name that they ask for, and the one that names it itself, by the checkpoint. */
@@ -72,14 +73,14 @@ export function widgetValue(node, name) {
 
 /** { name } of the SAE whose concepts a node lists, or { hint } why there is none. waiting: why it is not there yet. */
 export function findSae(node) {
-  if (linkInto(node, slotOf(node, "concepts"))) return { hint: "What is linked to 'concepts' chooses them." }
-  if (!linkInto(node, slotOf(node, "sae"))) return { hint: "Link an SAE, and its concepts are listed here." }
+  if (linkInto(node, slotOf(node, "concepts"))) return { hint: say("What is linked to 'concepts' chooses them.") }
+  if (!linkInto(node, slotOf(node, "sae"))) return { hint: say("Link an SAE, and its concepts are listed here.") }
   const source = feeder(node, slotOf(node, "sae"))
   const made = [...NAMING, WORDS].includes(source?.comfyClass)
-  const waiting = made && `Run ${source.title} once, and what it makes is listed here.`
+  const waiting = made && say("Run {node} once, and what it makes is listed here.", { node: source.title })
   const name = made ? madeBy(source) : source?.comfyClass === LOADER && widgetValue(source, "sae_name")
   if (name) return { name, waiting }
-  return { hint: waiting || "These concepts cannot be listed here: write names above." }
+  return { hint: waiting || say("These concepts cannot be listed here: write names above.") }
 }
 
 /** The file that a node writes. */
@@ -106,7 +107,7 @@ export async function readSae(name, model) {
   const query = new URLSearchParams({ sae: name, ...model })
   const asked = api.fetchApi(`/saemnesia/concepts?${query}`, { cache: "no-store" })
   const said = await asked.then((answer) => answer.json()).catch(() => ({}))
-  return said.concepts || said.error ? said : { error: `The server does not say what is in ${name}: see its log.` }
+  return said.concepts || said.error ? said : { error: say("The server does not say what is in {name}: see its log.", { name }) }
 }
 
 // --- files that were just made --------------------------------------------------------------------------

@@ -30,6 +30,44 @@ class Prompts(io.ComfyNode):
         return io.NodeOutput([[torch.cat(rows), {}]])
 
 
+CALLS = {"calls": 0, "rows": 0}
+
+
+class Count(io.ComfyNode):
+    """Counts from here on how often the model is called, and with how many rows in all."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="MiniCanvasCount", category="MiniCanvas", inputs=[io.Model.Input("model")],
+                         outputs=[io.Model.Output()])
+
+    @classmethod
+    def execute(cls, model: ModelPatcher) -> io.NodeOutput:
+        clone = model.clone()
+
+        def wrapper(executor, x, *args, **kwargs):
+            CALLS["calls"] += 1
+            CALLS["rows"] += len(x)
+            return executor(x, *args, **kwargs)
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", wrapper)
+        return io.NodeOutput(clone)
+
+
+class Calls(io.ComfyNode):
+    """Says how often that was since it was last asked."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="MiniCanvasCalls", category="MiniCanvas", is_output_node=True, not_idempotent=True,
+                         inputs=[io.Latent.Input("latent")])
+
+    @classmethod
+    def execute(cls, latent: dict) -> io.NodeOutput:
+        said = json.dumps(CALLS)
+        CALLS.update(calls=0, rows=0)
+        return io.NodeOutput(ui={"text": [said]})
+
+
 class PapersHook(io.ComfyNode):
     """The papers' released hook: z' = z gamma mu where z > theta, out = z' W_dec + b_dec + (x_hat - x)."""
 
@@ -107,7 +145,7 @@ class DenseHook:
 
 class BenchExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Prompts, PapersHook, *RIVALS]
+        return [Prompts, Count, Calls, PapersHook, *RIVALS]
 
 
 async def comfy_entrypoint() -> BenchExtension:
