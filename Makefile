@@ -5,7 +5,7 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: help setup test test-webui demo demo-ui bench-minicanvas bench-methods bench-find bench-places bench-overhead bench-full-size bench-training checkpoint
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' Makefile)
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -36,6 +36,9 @@ bench-methods: setup checkpoint ## our training and selection against the papers
 
 bench-find: setup checkpoint ## how well a concept is erased that was found from 32 pictures
 	$(HOST_PYTHON) -m benchmarks.minicanvas.find $(ARGS)
+
+bench-swap: setup checkpoint ## how well one concept is put in the place of another
+	$(HOST_PYTHON) -m benchmarks.minicanvas.swap $(ARGS)
 
 bench-places: setup checkpoint ## what removed and touched say beside the judge, by places, neurons and strengths
 	$(HOST_PYTHON) -m benchmarks.minicanvas.places $(ARGS)

@@ -40,7 +40,8 @@ function say(list, selector, words) {
 /** The names that the listed file does not have; a number such as #12 is a neuron of it. */
 function unknownOf(list, items) {
   const known = new Set([...list.querySelectorAll(".saemnesia-row")].map((row) => key(row.dataset.name)))
-  return items.map((item) => item.name).filter((name) => !known.has(key(name)) && !name.startsWith("#"))
+  const named = items.flatMap(({ name, into }) => (into ? [name, into.name] : [name]))
+  return named.filter((name) => !known.has(key(name)) && !name.startsWith("#"))
 }
 
 /** Say in a row what was measured of its concept, unless it is said already. */
@@ -54,6 +55,7 @@ function drawRow(row, items, search, range) {
   const chosen = items.find((item) => key(item.name) === key(row.dataset.name))
   const [tick, strength] = row.querySelectorAll("input")
   measure(row)
+  say(row, ".saemnesia-into", chosen?.into ? ` \u2192 ${chosen.into.name}` : "")
   tick.checked = Boolean(chosen)
   strength.hidden = !chosen
   strength.placeholder = range.usual
@@ -62,6 +64,9 @@ function drawRow(row, items, search, range) {
   if (strength !== document.activeElement) strength.value = chosen?.strength ?? ""
   row.hidden = !key(`${row.dataset.name} ${tick.parentElement.title}`).includes(search)
 }
+
+/** What a row's tick put in its place before it was taken away; it comes back with the tick. */
+const dropped = new WeakMap()
 
 /** Write into the text, as if a person had typed it. */
 function write(sidebar, value) {
@@ -77,8 +82,12 @@ function edited(event) {
   if (!row) return draw(sidebar)
   const [tick, strength] = row.querySelectorAll("input")
   const { value } = sidebar.text
-  if (event.target === tick && !tick.checked) return write(sidebar, drop(value, row.dataset.name))
-  write(sidebar, choose(value, row.dataset.name, strength.value))
+  if (event.target === tick && !tick.checked) {
+    dropped.set(row, parse(value).find((item) => key(item.name) === key(row.dataset.name))?.into?.raw)
+    return write(sidebar, drop(value, row.dataset.name))
+  }
+  write(sidebar, choose(value, row.dataset.name, strength.value, dropped.get(row)))
+  dropped.delete(row)
   switchOn(sidebar)
 }
 
@@ -92,7 +101,9 @@ function typed(event) {
 
 function clear(event) {
   const sidebar = event.target.matches?.(".saemnesia-clear") && sidebarOf(event.target)
-  if (sidebar) write(sidebar, "")
+  if (!sidebar) return
+  for (const row of sidebar.list.querySelectorAll(".saemnesia-row")) dropped.delete(row)
+  write(sidebar, "")
 }
 
 const drawAll = () => sidebars().forEach(draw)

@@ -29,7 +29,8 @@ class Erase(io.ComfyNode):
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
                     "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
                     "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
-                    "further away, above 0 strengthens the concept.")),
+                    "further away, above 0 strengthens the concept. An arrow puts another concept of the same SAE "
+                    "in its place: cat -> dog, or cat:0.5 -> dog for half of it; with 'ablate' only.")),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="Paint with it: it does not paint the concepts.")],
         )

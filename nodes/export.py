@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..sae_models import table
 from ..sae_models.adapter import LoadedSae
-from ..sae_models.concepts import parse
+from ..sae_models.concepts import mentioned, parse
 from . import files
 
 
@@ -34,7 +34,7 @@ class ExportConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, sae: LoadedSae, name: str, concepts: str) -> io.NodeOutput:
-        out, wanted = files.new_path(name), [choice.name for choice in parse(concepts)]
+        out, wanted = files.new_path(name), [choice.name for choice in mentioned(parse(concepts))]
         table.add(out, table.read_tables(sae.path, sae.choose(wanted)))
         names = ", ".join(sae.find(name).name for name in wanted)
         text = f"{out.name}: {out.stat().st_size / 1000:.0f} kB, {names}"

@@ -34,7 +34,7 @@ log = logging.getLogger(KEY)
 
 @dataclass(frozen=True)
 class SaeEdits:
-    """Edits, one a place, and the SAE they come from."""
+    """Edits and the SAE they come from."""
     sae: LoadedSae
     edits: Sequence[tuple[Block, Edit]]
 
@@ -43,8 +43,9 @@ class SaeEdits:
         return list(dict.fromkeys(name for _, edit in self.edits for name in edit.names))
 
     def plan(self) -> str:
-        where = (f"{len(self.edits)} places" if len(self.edits) > 1 else self.edits[0][0].hookpoint)
-        return f"{self.edits[0][1].actuator.value} {', '.join(self.names)} at {where} ({self.sae.name})"
+        what, blocks = dict.fromkeys(label for _, edit in self.edits for label in edit.labels), by_block(self.edits)
+        where = f"{len(blocks)} places" if len(blocks) > 1 else self.edits[0][0].hookpoint
+        return f"{self.edits[0][1].actuator.value} {', '.join(what)} at {where} ({self.sae.name})"
 
 
 class _Call(NamedTuple):
@@ -141,7 +142,7 @@ class Patch:
             raise SaeError(f"nothing was erased: the sampler never ran block {missed}, because another node replaces "
                            f"or skips it; remove that node, or bypass SAEmnesia Erase")
         if self.tally.model_calls:
-            log.info("%s", self.tally.summary({block: erasure.names() for block, erasure in self.erasures.items()}))
+            log.info("%s", self.tally.summary({block: erasure.labels() for block, erasure in self.erasures.items()}))
         return out
 
     def plan(self) -> str:

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
-from ..sae_models.concepts import parse
+from ..sae_models.concepts import mentioned, parse
 from . import files
 
 
@@ -15,7 +15,8 @@ class ConceptPicker(io.ComfyNode):
             inputs=[
                 files.SaeType.Input("sae", tooltip="The SAE whose concepts are listed."),
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
-                    "The chosen concepts, for example: cat, dog:0.5. Without a number a concept is erased fully.")),
+                    "The chosen concepts, for example: cat, dog:0.5. Without a number a concept is erased fully. "
+                    "rose -> key puts the key where the rose would be.")),
             ],
             outputs=[io.String.Output("chosen", display_name="concepts", tooltip=(
                 "The chosen concepts as text, for the 'concepts' of several SAEmnesia Erase nodes."))],
@@ -23,7 +24,7 @@ class ConceptPicker(io.ComfyNode):
 
     @classmethod
     def execute(cls, sae: LoadedSae, concepts: str) -> io.NodeOutput:
-        for choice in parse(concepts):
+        for choice in mentioned(parse(concepts)):
             sae.find(choice.name)
         return io.NodeOutput(concepts)
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..sae_models.adapter import build_edits
-from ..sae_models.concepts import parse
+from ..sae_models.concepts import mentioned, parse
 from ..sae_models.erasure import Actuator
 from ..sae_models.learning import words as wanted
 from ..sae_models.learning.painting import Painting
@@ -32,7 +32,7 @@ class EraseWords(io.ComfyNode):
                 io.String.Input("words", multiline=True, default="", tooltip=(
                     "What shall not be painted, for example: cat, text:0.8, van gogh style. A number after a colon is "
                     "the strength: 1 (or no number) erases fully, 0 changes nothing. End a style with the word "
-                    "'style', or write it as: Van Gogh (style).")),
+                    "'style', or write it as: Van Gogh (style). An arrow puts something in its place: cat -> dog.")),
                 io.String.Input("told_from", multiline=True, default="", tooltip=(
                     "More things that look like it and must stay, for example: fox, wolf. Common things are thought of "
                     "without it.")),
@@ -54,7 +54,7 @@ class EraseWords(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, words: str, told_from: str, pictures: int, side: int,
                 cfg: float) -> io.NodeOutput:
-        choices = parse(words)
+        choices = mentioned(parse(words))
         painting = wanted.painting(type(model.model.model_config).__name__.lower(), side, cfg)
         out = files.new_path(_file_name(model, cls.hidden))
         seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hookpoint
-from .concepts import Concept, find, parse
+from .concepts import Choice, Concept, find, parse
 from .erasure import Actuator, Edit
 from .errors import SaeError
 from .formats import Header, only, read_headers, read_rows_at
@@ -150,11 +150,22 @@ def _counted(count: int, what: str) -> str:
 
 def build_edits(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: float = float("inf"),
                 end_sigma: float = 0.0, conditional_only: bool = False) -> list[tuple[Block, Edit]]:
-    """The edits, one a place, that `text` (`cat, dog:0.8`) asks for, with their rows read from the SAE's file.
+    """The edits that `text` (`cat, dog:0.8, rose -> key`) asks for, with their rows read from the SAE's file: one a
+    place for all that is erased, and one a place for each swap.
 
-    Raises SaeError for an unknown concept, a strength out of range, or a damaged file.
+    Raises SaeError for an unknown concept, a strength out of range, a swap that cannot be done, or a damaged file.
     """
-    choices = parse(text)
+    choices, options = parse(text), (actuator, start_sigma, end_sigma, conditional_only)
+    plain = [choice for choice in choices if not choice.into]
+    swaps = [edit for choice in choices if choice.into for edit in _swap(sae, choice, options)]
+    return (_erase(sae, plain, options) if plain else []) + swaps
+
+
+_Options = tuple[Actuator, float, float, bool]
+
+
+def _erase(sae: LoadedSae, choices: Sequence[Choice], options: _Options) -> list[tuple[Block, Edit]]:
+    actuator = options[0]
     places = sae.choose([choice.name for choice in choices])
     named = [sae.find(choice.name).name.casefold() for choice in choices]
     strengths = {name: actuator.default_strength if choice.strength is None else choice.strength
@@ -163,8 +174,19 @@ def build_edits(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: floa
     for (header, found), rows in zip(places, read_rows_at(sae.path, places), strict=True):
         names = tuple(concept.name for concept in found for _ in concept.latents)
         per_row = torch.tensor([strengths[name.casefold()] for name in names])
-        edits.append((Block.of(header), Edit(names, rows, per_row, actuator, start_sigma, end_sigma, conditional_only)))
+        edits.append((Block.of(header), Edit(names, rows, per_row, *options)))
     return edits
+
+
+def _swap(sae: LoadedSae, choice: Choice, options: _Options) -> list[tuple[Block, Edit]]:
+    """Where the file has no row of what is put, the other is only erased."""
+    name, into = sae.find(choice.name).name, sae.find(choice.into.name).name
+    edits, places = _erase(sae, [choice], options), sae.choose([choice.into.name])
+    put = dict(zip([Block.of(header) for header, _ in places], read_rows_at(sae.path, places), strict=True))
+    if not any(block in put for block, _ in edits):
+        raise SaeError(f"'{name} -> {into}' cannot be done: {sae.name} has the two at no place in common, so find one "
+                       f"of them anew where the other is")
+    return [(block, replace(edit, into=into, put=put.get(block))) for block, edit in edits]
 
 
 def by_block(edits: Sequence[tuple[Block, Edit]]) -> dict[Block, list[Edit]]:

@@ -1,5 +1,6 @@
 """The concept table: a name stands for one latent (or a few), with statistics by noise level; and the text
-`cat, noto style:0.8` that people write to choose concepts (`web/js/concept_text.js` reads it in the same way).
+`cat, noto style:0.8, rose -> dog` that people write to choose concepts (`web/js/concept_text.js` reads it in the same
+way).
 """
 import difflib
 import itertools
@@ -8,7 +9,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ RESERVED = ",:#\n"
 """What the name of a concept in a file cannot have."""
 LINE_BREAKS = "\n\v\f\r\x1c-\x1e\x85\u2028\u2029"
 SEPARATOR = f"[,{LINE_BREAKS}]|;(?=[ \\t])"
-DECIMAL_COMMA = rf"(:[ \t]*[+-]?[0-9]+),(?=[0-9]+[ \t]*(?:[,;{LINE_BREAKS}]|\Z))"
+ARROW = "->|\u2192"
+"""Between a concept and the one that is put in its place."""
+DECIMAL_COMMA = rf"(:[ \t]*[+-]?[0-9]+),(?=[0-9]+[ \t]*(?:[,;{LINE_BREAKS}]|{ARROW}|\Z))"
 NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 UNSEEN = ("Cc", "Cs")
 EDGE = 1e-4
@@ -54,18 +57,20 @@ class Concept:
 
 @dataclass(frozen=True)
 class Choice:
-    """A concept someone chose, and how strongly; None where they did not say. kind: "" where they did not say."""
+    """A concept someone chose, and how strongly; None where they did not say. kind: "" where they did not say; into:
+    what is put in its place, which has no strength of its own."""
     name: str
     strength: float | None = None
     kind: str = ""
+    into: "Choice | None" = None
 
 
 def parse(text: str) -> list[Choice]:
     """Read `Cats, Dogs:0.8`: names separated by commas, lines or `; `, each with an optional strength, which may
-    have a decimal comma, and an optional kind: `ink (style):0,8`.
+    have a decimal comma, an optional kind: `ink (style):0,8`, and optionally what is put in its place: `cat -> dog`.
 
-    Raises SaeError for an empty list, a strength that is no finite number, a name that cannot be seen whole, and one
-    given twice.
+    Raises SaeError for an empty list, a strength that is no finite number, a name that cannot be seen whole, one given
+    twice, and a swap that is not whole.
     """
     choices = [_parse_item(item) for item in items(with_points(text))]
     if not choices:
@@ -117,16 +122,45 @@ def refuse_twice(names: Sequence[str], what: str = "concept") -> None:
         raise SaeError(f"{what} '{twice}' is listed twice: keep one of them")
 
 
+def mentioned(choices: Sequence[Choice]) -> list[Choice]:
+    """Every concept of these choices once, those that are put in the place of others too."""
+    both = [one for choice in choices for one in (replace(choice, into=None), choice.into) if one]
+    return list({one.name.casefold(): one for one in reversed(both)}.values())[::-1]
+
+
 def _parse_item(item: str) -> Choice:
-    said, colon, number = (part.strip() for part in item.partition(":"))
-    name, kind = split_kind(said)
     refuse_unseen(item)
+    said, *put = (part.strip() for part in re.split(ARROW, item))
+    choice = _parse_choice(said, item)
+    if len(put) > 1:
+        raise SaeError(f"'{item}' has more than one arrow: write each swap by itself, for example 'cat -> dog'")
+    return replace(choice, into=_parse_into(put[0], choice, item)) if put else choice
+
+
+def _parse_into(text: str, choice: Choice, item: str) -> Choice:
+    said, colon, number = (part.strip() for part in text.partition(":"))
+    name, kind = split_kind(said)
+    if not name:
+        raise SaeError(f"'{item}' does not say what to put in its place: write for example '{choice.name} -> dog'")
+    if colon:
+        share = number if is_number(number) else "0.5"
+        raise SaeError(f"'{item}' has a colon behind the arrow: a strength stands before it, as in "
+                       f"'{choice.name}:{share} -> {name}'")
+    if name.casefold() == choice.name.casefold():
+        raise SaeError(f"'{item}' puts a concept in its own place: write another one behind the arrow, or '{name}' "
+                       f"alone to erase it")
+    return Choice(name, None, kind)
+
+
+def _parse_choice(text: str, item: str) -> Choice:
+    said, colon, number = (part.strip() for part in text.partition(":"))
+    name, kind = split_kind(said)
     if not name:
         raise SaeError(f"'{item}' has no concept name: write for example 'cat:0.8'")
     if not colon:
         return Choice(name, None, kind)
     if not is_number(number):
-        raise SaeError(_no_strength(item, name, number))
+        raise SaeError(_no_strength(text, name, number))
     return Choice(name, float(number), kind)
 
 
@@ -142,8 +176,13 @@ def _no_strength(item: str, name: str, number: str) -> str:
 
 def format_choices(choices: list[Choice]) -> str:
     """The text `parse` reads back to the same choices."""
-    named = [f"{c.name} ({c.kind})" if c.kind else c.name for c in choices]
-    return ", ".join(n if c.strength is None else f"{n}:{c.strength!r}" for n, c in zip(named, choices, strict=True))
+    return ", ".join(map(_format, choices))
+
+
+def _format(choice: Choice) -> str:
+    name = f"{choice.name} ({choice.kind})" if choice.kind else choice.name
+    text = name if choice.strength is None else f"{name}:{choice.strength!r}"
+    return f"{text} -> {_format(choice.into)}" if choice.into else text
 
 
 @dataclass(frozen=True)

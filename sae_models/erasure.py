@@ -1,8 +1,9 @@
 """The edit of one block's output: out = x + sum_f (z'_f - z_f) W_dec[f], over the chosen concepts' latents f only.
 
 No full decode and no error term: where no concept fires, nothing is added. All edits of a block are computed from the
-same unedited x, so their order does not matter. SAEmnesia (arXiv 2509.21379) section 3.3 with the sign of the error
-term corrected; *replace* is after PER (arXiv 2606.31699).
+same unedited x, so their order does not matter. A swap takes one concept out and puts another in by the same formula,
+with W_dec[f] less what is put there for each unit of z_f. SAEmnesia (arXiv 2509.21379) section 3.3 with the sign of
+the error term corrected; *replace* is after PER (arXiv 2606.31699).
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from .errors import SaeError
 from .formats import Rows
 
 NEAREST = 4  # free tokens averaged into a replaced one
+FAINTEST = 0.05
+"""Of a concept's largest mean over noise levels: below that a mean says too little to be divided by."""
 
 
 class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 comes with 3.10)
@@ -43,7 +46,8 @@ class Edit:
     """Some concepts' rows with one actuator.
 
     names: of each row's concept; strengths [F]; start_sigma >= end_sigma: the noise levels it acts in, both included;
-    conditional_only: leave unconditional rows alone.
+    conditional_only: leave unconditional rows alone; into: the concept that is put where these rows, then all of one
+    concept, fire; put: its rows, None where it has none at this place and nothing is put.
     """
     names: tuple[str, ...]
     rows: Rows
@@ -52,6 +56,8 @@ class Edit:
     start_sigma: float = float("inf")
     end_sigma: float = 0.0
     conditional_only: bool = False
+    into: str = ""
+    put: Rows | None = None
 
     def __post_init__(self) -> None:
         low, high = self.actuator.strengths
@@ -61,9 +67,27 @@ class Edit:
                                f"{self.actuator.value}, got {strength:g}")
         if self.start_sigma < self.end_sigma:
             raise SaeError("expected the window's start before its end")
+        if self.into and self.actuator is not Actuator.ABLATE:
+            raise SaeError(f"'{self.labels[0]}' is done by the actuator ablate, not by {self.actuator.value}: choose "
+                           f"ablate, or write '{self.names[0]}' alone")
+        if self.put and not all(rows.statistics.means.sum(0).max() > 0 for rows in (self.rows, self.put)):
+            raise SaeError(f"'{self.labels[0]}' cannot be done: the file does not say how strongly they fire (their "
+                           f"means are 0), so find both anew")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What is done with each row's concept, for people: its name, or `cat -> dog`."""
+        return tuple(f"{name} -> {self.into}" for name in self.names) if self.into else self.names
 
     def active(self, sigma: float) -> bool:
         return self.end_sigma <= sigma <= self.start_sigma
+
+    def added(self, sigma: float) -> Tensor:
+        """What a swap puts for each unit of activation, [d_in]: the put concept as it fires on average where it is
+        said, when these rows together fire as they do on average where theirs is."""
+        own, other = self.rows.statistics, self.put.statistics
+        usual = own.at(sigma, own.means).sum().clamp_min(FAINTEST * own.means.sum(0).max())
+        return other.at(sigma, other.means) @ self.put.W_dec / usual
 
 
 class Erased(NamedTuple):
@@ -93,8 +117,9 @@ class Erasure:
     residual: bool = False
     _placed: dict = field(default_factory=dict, repr=False)
 
-    def names(self) -> list[str]:
-        return [name for edit in self.edits for name in edit.names]
+    def labels(self) -> list[str]:
+        """What is done with each row's concept, for people."""
+        return [label for edit in self.edits for label in edit.labels]
 
     def __call__(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
                  x_in: Tensor | None = None) -> Erased:
@@ -110,7 +135,7 @@ class Erasure:
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired)
-        out = self._edited(x, acts)
+        out = self._edited(x, acts, sigma)
         return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
 
     def _activations(self, x: Tensor, sigma: float, conditional: Tensor | None, x_in: Tensor | None) -> list[Tensor]:
@@ -129,7 +154,7 @@ class Erasure:
             acts.append(z)
         return acts
 
-    def _edited(self, x: Tensor, acts: list[Tensor]) -> Tensor:
+    def _edited(self, x: Tensor, acts: list[Tensor], sigma: float) -> Tensor:
         """x as columns [B, d_in, N] with every edit done."""
         out = columns = _columns(x)
         replaced = self._replaced(columns, acts)
@@ -137,7 +162,8 @@ class Erasure:
             dz = z * (placed.strengths if edit.actuator is Actuator.STEER else -placed.strengths)[:, None]
             if replaced:
                 dz = dz * (replaced.stuck if edit.actuator is Actuator.REPLACE else 1 - replaced.share)
-            out = _plus(out, dz, placed.W_dec, x.ndim == 3)
+            W_dec = placed.W_dec - edit.added(sigma).to(x) if edit.put else placed.W_dec
+            out = _plus(out, dz, W_dec, x.ndim == 3)
         if replaced:
             places = _places(x)
             for row, source, part in zip(out, columns, replaced.share[:, 0], strict=True):

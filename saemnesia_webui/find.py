@@ -12,6 +12,7 @@ import torch
 
 from sae_models import SaeError, hookpoint, parse
 from sae_models.adapter import LoadedSae
+from sae_models.concepts import mentioned
 from sae_models.learning import places
 from sae_models.learning import words as wanted
 from sae_models.learning.fingerprint import fingerprint
@@ -50,7 +51,7 @@ class Wish:
         if self.pictures < wanted.AT_ONCE or self.side % 8 or self.side < 0 or self.cfg < 1:
             raise SaeError(f"expected at least {wanted.AT_ONCE} pictures, a side that is a multiple of 8 and a "
                            f"guidance of 1 or more, got {self.pictures}, {self.side} and {self.cfg:g}")
-        return [choice.name for choice in parse(self.words)]
+        return [choice.name for choice in mentioned(parse(self.words))]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ steps each concept was there to be erased.
 import logging
 import re
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def write(params: MutableMapping[str, Any], job: Job) -> None:
 
 def _with_strengths(job: Job) -> list[Choice]:
     usual = Actuator(job.settings.actuator).default_strength
-    return [Choice(c.name, usual if c.strength is None else c.strength) for c in parse(job.settings.concepts)]
+    return [replace(c, kind="", strength=usual if c.strength is None else c.strength)
+            for c in parse(job.settings.concepts)]
 
 
 @cache

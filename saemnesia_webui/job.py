@@ -17,7 +17,7 @@ from sae_models.adapter import (
     fitting_blocks,
     shown,
 )
-from sae_models.concepts import find, format_choices
+from sae_models.concepts import find, format_choices, mentioned
 
 from . import files, taps
 from .model import NoiseLevels, family_of, noise_levels, unet_of
@@ -33,18 +33,30 @@ def as_sentence(error: Exception) -> SaeError:
 
 
 def shared_out(saes: Sequence[LoadedSae], text: str) -> list[tuple[LoadedSae, str]]:
-    """What of `text` each file is asked for: a concept goes to the first file that has it.
+    """What of `text` each file is asked for: a concept goes to the first file that has it, a swap to the first that has
+    both.
 
-    Raises SaeError for an unknown concept, as `LoadedSae.find` does.
+    Raises SaeError for an unknown concept, as `LoadedSae.find` does, and for a swap of concepts of two files.
     """
     choices, known = parse(text), [{c.name.casefold() for c in sae.concepts} for sae in saes]
     asked: list[list[Choice]] = [[] for _ in saes]
     for choice in choices:
-        owner = next((i for i, names in enumerate(known) if choice.name.casefold() in names), None)
-        if owner is None and len(saes) > 1 and not choice.name.startswith("#"):
-            find([c for sae in saes for c in sae.concepts], choice.name, 0, ", ".join(sae.name for sae in saes))
+        wanted = {one.name.casefold() for one in mentioned([choice])}
+        owner = next((i for i, names in enumerate(known) if wanted <= names), None)
+        if owner is None and len(saes) > 1:
+            _refuse(choice, saes)
         asked[owner or 0].append(choice)
     return [(sae, format_choices(part)) for sae, part in zip(saes, asked, strict=True) if part]
+
+
+def _refuse(choice: Choice, saes: Sequence[LoadedSae]) -> None:
+    """Raise SaeError for what no file of several has, unless it is a neuron by its number."""
+    named = [one for one in mentioned([choice]) if not one.name.startswith("#")]
+    for one in named:
+        find([c for sae in saes for c in sae.concepts], one.name, 0, ", ".join(sae.name for sae in saes))
+    if len(named) > 1:
+        raise SaeError(f"'{named[0].name}' and '{named[1].name}' are in different files, and a swap needs both in one: "
+                       f"find both on this checkpoint, or choose a file that has them")
 
 
 def fits(sae: LoadedSae, sd_model: Any) -> bool:
@@ -153,4 +165,5 @@ class Job:
         return self.tally.in_words(self._names())
 
     def _names(self) -> dict[Block, list[str]]:
-        return {block: [name for edit in edits for name in edit.names] for block, edits in by_block(self.edits).items()}
+        return {block: [label for edit in edits for label in edit.labels]
+                for block, edits in by_block(self.edits).items()}

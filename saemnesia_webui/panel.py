@@ -56,7 +56,8 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
         listed = gr.HTML(concept_list(models, first), elem_id=elem_id("list"), elem_classes=["saemnesia-picker"])
         concepts = gr.Textbox(DEFAULTS["concepts"], label="Concepts to erase", lines=1, elem_id=elem_id("concepts"),
                               placeholder="cat, dog:0.5", elem_classes=["saemnesia-text"],
-                              info="a number after a colon is the strength; without one a concept is erased fully")
+                              info="a number after a colon is the strength; without one a concept is erased fully; "
+                                   "cat -> dog puts a dog in its place")
         with gr.Accordion("How it erases and finds", open=False, elem_id=elem_id("more")):
             actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
                                 elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
@@ -219,5 +220,6 @@ def _row(concept: Concept) -> str:
     name, about = escape(concept.name), escape("\n".join(filter(None, (concept.name, concept.description))))
     measured = f' data-measured="{escape(json.dumps(dict(concept.measured)))}"' if concept.measured else ""
     return (f'<div class="saemnesia-row" data-name="{name}"{measured}><label title="{about}"><input type="checkbox"> '
-            f'{name}</label><input type="text" inputmode="decimal" class="saemnesia-strength" '
+            f'{name}<span class="saemnesia-into"></span></label>'
+            f'<input type="text" inputmode="decimal" class="saemnesia-strength" '
             f'aria-label="Strength of {name}" hidden></div>')

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sae_models import Actuator, Choice, SaeError, parse
+from sae_models import Actuator, SaeError, parse
 from sae_models.adapter import BOTH, CONDITIONAL_ONLY
 from sae_models.concepts import format_choices
 
@@ -39,7 +39,7 @@ class Settings:
 
     def with_strength(self, strength: float) -> "Settings":
         """The same concepts, all with this strength."""
-        return replace(self, concepts=format_choices([Choice(c.name, strength) for c in parse(self.concepts)]))
+        return replace(self, concepts=format_choices([replace(c, strength=strength) for c in parse(self.concepts)]))
 
 
 DEFAULTS = asdict(Settings())

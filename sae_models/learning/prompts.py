@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ..concepts import (
+    ARROW,
     KINDS,
     RESERVED,
     Concept,
@@ -147,6 +148,10 @@ def _refuse_unreadable(name: str, line: str) -> None:
             "it has a bracket without its other" if name else "it has no name")
         raise SaeError(f"cannot read the concept '{line}': {what}; write '{plain}', or in full 'name (kind) = words | "
                        f"words without it'")
+    if re.search(ARROW, name):
+        both = ", ".join(part.strip() for part in re.split(ARROW, name) if part.strip())
+        raise SaeError(f"'{name}' puts one concept in the place of another, which is chosen when erasing: write "
+                       f"'{both}'")
     if any(c in name for c in RESERVED):
         plain = " ".join(re.sub(f"[{RESERVED}]", " ", name).split())
         raise SaeError(f"expected a concept name without , : # or line breaks, got '{name}': write '{plain}'")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import LoadedSae
-from ..concepts import Concept, parse
+from ..concepts import Concept, mentioned, parse
 from .lesson import Search, search_for
 from .measuring import in_words
 from .painting import Painter, Painting
@@ -47,12 +47,12 @@ WEAK = 0.4
 
 
 def missing(text: str, known: Sequence[Concept]) -> list[Subject]:
-    """What a text such as `cat, van gogh (style):0.8` asks for and is not known, or known as another kind.
+    """What a text such as `cat, van gogh (style):0.8, dog -> fox` asks for and is not known, or known as another kind.
 
     Raises SaeError as `parse` does, and for words that cannot be found as they are written.
     """
     kinds = {concept.name.casefold(): concept.kind for concept in known}
-    new = [choice for choice in parse(text)
+    new = [choice for choice in mentioned(parse(text))
            if choice.name.casefold() not in kinds or choice.kind not in ("", kinds[choice.name.casefold()])]
     if new:
         refuse_two_readings(text)

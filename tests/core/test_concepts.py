@@ -2,6 +2,7 @@
 import contextlib
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_models.concepts import Choice, Concept, Statistics, find, format_choices, parse
+from sae_models.concepts import ARROW, Choice, Concept, Statistics, find, format_choices, mentioned, parse
 from sae_models.errors import SaeError
 
 NAMES = st.text(st.characters(blacklist_characters=",:#\n\r", blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")),
-                min_size=1, max_size=12)
+                min_size=1, max_size=12).filter(lambda name: not re.search(ARROW, name))
 STRENGTHS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 CASES = json.loads((Path(__file__).parents[1] / "choices.json").read_text("utf-8"))
 TABLE = (Concept("cat", (3,), "object"), Concept("dog", (5, 8), "object"), Concept("noto style", (1,), "style"))
@@ -53,7 +54,8 @@ def test_what_people_type_is_understood_or_answered_with_the_line_that_would_be(
         with pytest.raises(SaeError, match=case["says"]):
             parse(case["text"])
     else:
-        assert parse(case["text"]) == [Choice(*choice) for choice in case["choices"]]
+        assert parse(case["text"]) == [Choice(*choice[:3], *(Choice(*into) for into in choice[3:]))
+                                       for choice in case["choices"]]
 
 
 @given(st.lists(st.builds(Choice, NAMES.map("a{}z".format), STRENGTHS, st.sampled_from(["", "object", "style"])),
@@ -62,7 +64,20 @@ def test_a_kind_that_is_written_is_read_back(choices):
     assert parse(format_choices(choices)) == choices
 
 
-@pytest.mark.parametrize("text", ["cat{}(style)", "cat:{}1,2", "{}:1", "cat (style{})", "({}", "cat:1{},", "a;{}b"])
+PUT = st.builds(Choice, NAMES.map("b{}y".format), st.none(), st.sampled_from(["", "object", "style"]))
+
+
+@given(st.lists(st.builds(Choice, NAMES.map("a{}z".format), STRENGTHS, st.sampled_from(["", "style"]), st.none() | PUT),
+                min_size=1, unique_by=lambda c: c.name.casefold()))
+def test_swaps_are_read_back_and_everything_they_name_is_mentioned_once(choices):
+    assert parse(format_choices(choices)) == choices
+    names = [one.name.casefold() for one in mentioned(choices)]
+    assert len(names) == len(set(names))
+    assert set(names) == {one.name.casefold() for c in choices for one in (c, c.into) if one}
+
+
+@pytest.mark.parametrize("text", ["cat{}(style)", "cat:{}1,2", "{}:1", "cat (style{})", "({}", "cat:1{},", "a;{}b",
+                                  "cat{}->dog", "cat->{}:1", "cat:1,1{}->"])
 def test_reading_takes_time_in_proportion_to_the_text(text):
     began = time.monotonic()
     with contextlib.suppress(SaeError):

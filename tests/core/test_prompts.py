@@ -84,6 +84,7 @@ def test_two_slots_of_a_kind_never_say_the_same_concept():
     ("cat = | an animal", "{}", "'cat' has no words"),
     ("(object) = x", "{}", "cannot read the concept"),
     ("a:b = x", "{}", "concept name without"),
+    ("cat -> dog", "{}", "chosen when erasing: write 'cat, dog'"),
     ("cat, dog", "a photo", "says no concept"),
     ("cat, dog", "{style}", "kind 'style', and none is listed; kinds: object"),
     ("cat, noto style", "{object}\na {object}", "no prompt says 'noto style'"),
@@ -100,7 +101,7 @@ def test_default_templates_fit_whatever_kinds_there_are(concepts):
     assert len(expand(default_templates(parse_subjects(concepts)), parse_subjects(concepts))) >= 2
 
 
-words = st.text(st.characters(exclude_characters="=|,:#(){}\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029",
+words = st.text(st.characters(exclude_characters="=|,:#(){}>\u2192\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029",
                               exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=8)
 
 

@@ -29,6 +29,7 @@ KNOWN = tuple(Concept(name, (i,), "object") for i, name in enumerate(("cat", "sa
 @pytest.mark.parametrize(("text", "found"), [
     ("CAT:0.5, dog", [DOG_TYPED]),
     ("cat, salt and pepper", []),
+    ("Cat -> dog", [DOG_TYPED]),
     ("Van Gogh; cat (object)", []),
     ("Van Gogh (style):0,5", [Subject("Van Gogh", "style", "Van Gogh")]),
 ])

@@ -54,6 +54,15 @@ def test_a_picture_in_which_no_concept_fires_is_bit_identical(host, plain, actua
     assert torch.equal(latents(host, erase(graph(CAT), "rocket, contrast style", actuator)), plain)
 
 
+def test_a_swap_paints_something_else_than_an_erasure_and_the_log_says_both_names(host, plain):
+    swapped = latents(host, erase(graph(CAT), "cat -> rocket"))
+    assert "SAEmnesia: ablate cat -> rocket at up_blocks.0.attentions.1" in host.log
+    assert "SAEmnesia: steps in which a concept fired, of 4: cat -> rocket 4" in host.log
+    assert not torch.equal(swapped, plain) and not torch.equal(swapped, latents(host, erase(graph(CAT), "cat")))
+    for silent in ("cat:0 -> rocket", "rocket -> cat"):
+        assert torch.equal(latents(host, erase(graph(CAT), silent)), plain)
+
+
 def test_nothing_stays_after_the_node_is_bypassed(host, plain):
     latents(host, erase(graph(CAT), "cat"))
     assert torch.equal(latents(host, graph(CAT, seed=1)), plain)
@@ -97,6 +106,11 @@ def test_two_chained_nodes_equal_one_with_both_concepts(host, plain):
     for first, second in (("cat", "noto style"), ("noto style", "cat")):
         chained = erase(erase(graph(CAT), first, name="first"), second, name="second")
         assert same_edit(latents(host, chained), one, plain)
+
+
+def test_a_concept_that_is_swapped_and_erased_in_two_chained_nodes_is_refused(host):
+    with pytest.raises(HostError, match="concept 'cat' is erased by two chained nodes"):
+        host.run(erase(erase(graph(CAT), "cat -> rocket"), "cat", name="second"))
 
 
 def test_a_concept_in_two_chained_nodes_is_refused(host):
@@ -212,6 +226,8 @@ def test_a_block_that_is_never_reached_fails_the_run(host):
 @pytest.mark.parametrize(("concepts", "actuator", "says"), [
     ("catt", "ablate", "has no concept 'catt'; nearest: cat"), ("", "ablate", "no concept is chosen"),
     ("cat:1.5", "ablate", "expected a strength of 0 to 1 for 'cat'"), ("cat, cat", "ablate", "listed twice"),
+    ("cat -> roket", "ablate", "has no concept 'roket'; nearest: rocket"),
+    ("cat -> rocket", "steer", "'cat -> rocket' is done by the actuator ablate, not by steer"),
     ("cat:-101", "steer", "expected a strength of -100 to 100"), ("cat:much", "ablate", "is not a strength"),
 ])
 def test_a_slip_in_the_concepts_is_one_sentence_before_sampling(host, concepts, actuator, says):

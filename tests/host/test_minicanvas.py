@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.minicanvas import bench, find, table
+from benchmarks.minicanvas import bench, find, swap, table
 from benchmarks.minicanvas.checkpoint import NAME, WEIGHTS
 from benchmarks.minicanvas.judge import load_judge
 from benchmarks.minicanvas.paint import link_bench_nodes, paint
@@ -39,6 +39,14 @@ def test_what_is_switched_off_goes_and_the_rest_of_the_scene_stays(host, name):
     erased = figures(host, name, "ours")
     assert erased.UA > 65
     assert erased.IRA > 91 and erased.CRA > 87
+
+
+def test_what_is_swapped_is_painted_as_the_other_and_the_rest_of_the_scene_stays(host):
+    wanted = swap.Swap.read("cat -> rose")
+    shots = wanted.scenes(9, said=True)
+    pictures = paint(host, swap.swapping(wanted.text, NAME), table.Task("object", (), tuple(shots)), SEED)
+    seen = swap.figures(wanted, shots, load_judge().verdict(pictures))
+    assert seen["new"] > 70 and seen["old"] < 20 and seen["kept"] > 80
 
 
 def test_a_picture_without_the_concept_hardly_changes(host):

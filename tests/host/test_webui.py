@@ -598,6 +598,15 @@ def test_the_picture_says_in_how_many_steps_each_concept_was_there(webui):
     assert said == "cat: in 3 of 3 steps, rocket: in none"
 
 
+def test_a_swap_is_painted_written_and_read_again(webui, models):
+    swapped = webui.generate(True, SAE, "cat:0.5 -> Rocket")
+    assert swapped.infotexts[0]["SAEmnesia fired"] == "cat -> rocket: in 3 of 3 steps"
+    assert not same(swapped, webui.generate(True, SAE, "cat:0.5"))
+    read_back = pasted(webui, models, swapped.infotexts[0])
+    assert read_back["concepts"] == "cat:0.5 -> Rocket"
+    assert same(webui.generate(read_back), swapped)
+
+
 def test_infotext_is_written_after_the_erasure_and_not_before(webui):
     class Looks:
         seen = []
@@ -716,6 +725,7 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
     assert same(cell(CAT, strength=0.0), webui.generate(False))
     assert same(cell((True, SAE, "dog, cat:0.3"), strength=0.5), webui.generate(True, SAE, "dog:0.5, cat:0.5"))
     assert same(cell(CAT, actuator="steer", strength=-2.0), webui.generate(True, SAE, "cat:-2", "steer"))
+    assert same(cell((True, SAE, "cat -> dog"), strength=0.5), webui.generate(True, SAE, "cat:0.5 -> dog"))
     assert same(cell((True, "", "cat"), SAE=SAE), webui.generate(*CAT))
     assert same(cell((False, SAE)), webui.generate(False))
     with pytest.raises(SaeError, match="no concept 'catt'"):
@@ -752,6 +762,7 @@ def test_concepts_of_several_files_are_erased_in_one_run(request, models, more, 
     both = host.generate({"sae": f"{SAE}, {more}", "concepts": "cat, fox:0.5"})
     assert same(both, wanted) and not same(both, host.generate(*CAT)) and host.errors == []
     assert same(host.generate(True, [SAE, more], "fox:0.5, cat"), wanted)
+    assert same(host.generate(True, [SAE, more], "cat -> fox"), host.generate(True, more, "cat -> fox"))
     assert both.infotexts[0]["SAEmnesia fired"] == "cat: in 3 of 3 steps, fox: in 3 of 3 steps"
     read_back = pasted(host, models, both.infotexts[0])
     assert (read_back["sae"], read_back["concepts"]) == ([SAE, more], "cat:1.0, fox:0.5")
@@ -760,6 +771,9 @@ def test_concepts_of_several_files_are_erased_in_one_run(request, models, more, 
 def test_a_slip_with_several_files_names_them_all(webui, more):
     refused(webui, {"sae": [SAE, more], "concepts": "foxx"},
             says=f"{SAE}, {more} has no concept 'foxx'; nearest: fox")
+    refused(webui, {"sae": [SAE, more], "concepts": "dog -> foxx"}, says="no concept 'foxx'; nearest: fox")
+    refused(webui, {"sae": [SAE, more], "concepts": "dog -> fox"},
+            says="'dog' and 'fox' are in different files, and a swap needs both in one")
     refused(webui, {"sae": [SAE, "gone.safetensors"], "concepts": "cat"}, says=r"no SAE 'gone.safetensors'")
     refused(webui, {"sae": [SAE, "folder/sdxl.safetensors"], "concepts": "cat"}, says="trained on a sdxl model")
 

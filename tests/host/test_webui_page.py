@@ -174,6 +174,23 @@ def test_ticks_and_strengths_are_written_into_the_text(page):
     expect(page.locator(".saemnesia-row input:checked")).to_have_count(0)
 
 
+def test_a_row_that_is_swapped_shows_what_comes_in_its_place_and_ticks_leave_it(page):
+    text(page).fill("cat -> dog")
+    arrow, tick = row(page, "cat").locator(".saemnesia-into"), row(page, "cat").get_by_role("checkbox")
+    expect(arrow).to_have_text("\u2192 dog")
+    row(page, "rocket").get_by_role("checkbox").check()
+    row(page, "cat").get_by_label("Strength of cat").fill("0.5")
+    expect(text(page)).to_have_value("cat:0.5 -> dog, rocket")
+    row(page, "rocket").get_by_role("checkbox").uncheck()
+    tick.uncheck()
+    expect(arrow).to_have_text("")
+    tick.check()
+    expect(text(page)).to_have_value("cat -> dog")
+    assert "'concepts': 'cat -> dog'" in generate(page)
+    text(page).fill("cat -> dgo")
+    expect(page.locator(".saemnesia-unknown").first).to_have_text("not in the list: dgo")
+
+
 def test_typed_and_pasted_text_sets_the_ticks(page):
     text(page).fill("rocket:0.3")
     expect(row(page, "rocket").get_by_role("checkbox")).to_be_checked()

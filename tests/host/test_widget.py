@@ -120,6 +120,29 @@ def test_ticks_and_strengths_are_written_into_the_text(page):
     assert canvas.ticked(page) == []
 
 
+def test_a_row_that_is_swapped_shows_what_comes_in_its_place_and_ticks_leave_it(page):
+    _, node = canvas.linked_picker(page, "animals.safetensors", text="cat -> dog, rose -> noto style")
+    arrow = canvas.row(page, "cat").locator(".saemnesia-into")
+    expect(arrow).to_have_text("\u2192 dog")
+    canvas.tick(page, "bear")
+    canvas.strength(page, "cat").fill("0.5")
+    expect(canvas.text_box(page)).to_have_value("cat:0.5 -> dog, rose -> noto style, bear")
+    canvas.tick(page, "bear")
+    canvas.tick(page, "cat")
+    expect(arrow).to_have_text("")
+    canvas.tick(page, "cat")
+    expect(canvas.text_box(page)).to_have_value("rose -> noto style, cat -> dog")
+    assert canvas.ticked(page) == ["cat", "rose"]
+    canvas.set_widget(page, node, "actuator", "steer")
+    expect(canvas.row(page, "cat")).to_contain_text("a swap needs ablate")
+    canvas.set_widget(page, node, "actuator", "ablate")
+    canvas.text_box(page).fill("cat -> dgo")
+    expect(canvas.row(page, "cat")).to_contain_text("no dgo; nearest: dog")
+    page.get_by_role("button", name="Clear", exact=True).click()
+    canvas.tick(page, "cat")
+    expect(canvas.text_box(page)).to_have_value("cat")
+
+
 def test_the_list_is_grouped_and_needs_no_mouse(page):
     canvas.linked_picker(page, "animals.safetensors")
     groups = {heading: [one.name for one in group] for heading, group in canvas.shown(page).items()}
@@ -501,7 +524,8 @@ def test_python_reads_the_same_choices_as_the_page(page):
         const twice = (items) => new Set(items.map(({ name }) => key(name))).size < items.length
         return texts.map((text) => JSON.parse(text)).map(parse).map((items) =>
             !items.length || twice(items) || items.some(({ refused }) => refused) ? null
-            : items.map(({ name, strength, kind }) => [name, strength ? Number(strength) : null, kind])) }""",
+            : items.map(({ name, strength, kind, into }) => [name, strength ? Number(strength) : null, kind,
+              ...(into ? [[into.name, null, into.kind]] : [])])) }""",
                          [module, [json.dumps(case["text"]) for case in CASES]])
     assert read == [case.get("choices") for case in CASES]
 

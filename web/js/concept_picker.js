@@ -59,6 +59,7 @@ const CSS = `
 .saemnesia-row input[type="checkbox"] { flex: none; width: 14px; height: 14px; margin: 0; cursor: pointer; }
 .saemnesia-name { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
   overflow-wrap: anywhere; line-height: 15px; }
+.saemnesia-into { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; color: var(--descrip-text); }
 .saemnesia-note { flex: 0 1 auto; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; font-size: 11px;
   color: var(--error-text); }
 .saemnesia-nothing { padding: 6px 8px; color: var(--descrip-text); overflow-wrap: anywhere; }
@@ -179,14 +180,15 @@ class Picker {
 
   addRow({ name, description = "", measured }, heading) {
     const tick = element("input", { type: "checkbox" })
+    const arrow = element("span", { className: "saemnesia-into" })
     const note = element("span", { className: "saemnesia-note" })
     const strength = element("input", { type: "text", inputMode: "decimal", className: "saemnesia-strength",
       label: say("Strength of {name}", { name }), spellcheck: false })
     const label = element("label", { title: [name, description].filter(Boolean).join("\n") }, tick,
-      element("span", { className: "saemnesia-name", textContent: name }), note, figures(measured))
+      element("span", { className: "saemnesia-name", textContent: name }), arrow, note, figures(measured))
     const root = element("div", { className: "saemnesia-row" }, label, strength)
     this.groups.get(heading).append(root)
-    this.rows.set(key(name), { name, heading, words: key(`${name} ${description}`), root, tick, note, strength })
+    this.rows.set(key(name), { name, heading, words: key(`${name} ${description}`), root, tick, arrow, note, strength })
   }
 
   /** Bring the list in line with the text, the search box and the actuator. */
@@ -246,13 +248,26 @@ class Picker {
     const range = this.range()
     const strength = items[0]?.strength ?? ""
     row.tick.checked = items.length > 0
-    row.note.textContent = items.length > 1 ? say("listed twice") : row.heading === UNKNOWN ? this.nearest(row.name) : ""
+    row.arrow.textContent = items[0]?.into ? `\u2192 ${items[0].into.name}` : ""
+    row.note.textContent = items.length > 1 ? say("listed twice")
+      : row.heading === UNKNOWN ? this.nearest(row.name) : this.swapNote(items[0])
     row.strength.hidden = !items.length
     row.strength.placeholder = say(range.usual)
     row.strength.title = say(range.hint)
     row.strength.ariaInvalid = String(!isStrength(strength, range))
     if (row.strength !== document.activeElement) row.strength.value = strength
     row.root.hidden = !row.words.includes(key(this.search.value))
+  }
+
+  /** Why the node would not take a swap; "" where it would, or there is none. */
+  swapNote(item) {
+    const into = item?.into
+    if (!into) return ""
+    if (item.refused) return say("not a swap")
+    if (!this.known.has(key(into.name)) && !/^#\d+$/.test(into.name)) {
+      return [say("no {name}", { name: into.name }), this.nearest(into.name)].filter(Boolean).join("; ")
+    }
+    return [undefined, "ablate"].includes(this.actuator()) ? "" : say("a swap needs ablate")
   }
 
   nearest(name) {
@@ -262,21 +277,30 @@ class Picker {
 
   /** Which strengths make sense: that depends on the actuator, where the node has one. */
   range() {
-    const actuator = this.node.widgets.find((widget) => widget.name === "actuator")?.value
-    if (!actuator) return EITHER
-    return actuator === "steer" ? SIGNED : FULL
+    if (!this.actuator()) return EITHER
+    return this.actuator() === "steer" ? SIGNED : FULL
   }
 
-  /** Write into the text what was changed in a row. */
+  actuator() {
+    return this.node.widgets.find((widget) => widget.name === "actuator")?.value
+  }
+
+  /** Write into the text what was changed in a row. What was put in its place comes back with its tick. */
   edit(input) {
     const row = [...this.rows.values()].find(({ tick, strength }) => input === tick || input === strength)
     const { value } = this.text
-    if (input === row.tick && !input.checked) this.text.value = drop(value, row.name)
-    else this.text.value = choose(value, row.name, row.strength.value)
+    if (input === row.tick && !input.checked) {
+      row.into = parse(value).find((item) => key(item.name) === key(row.name))?.into?.raw
+      this.text.value = drop(value, row.name)
+    } else {
+      this.text.value = choose(value, row.name, row.strength.value, row.into)
+      row.into = undefined
+    }
   }
 
   clearText() {
     this.text.value = ""
+    for (const row of this.rows.values()) row.into = undefined
     rememberForUndo()
     this.search.focus()
   }

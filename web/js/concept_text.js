@@ -1,12 +1,13 @@
 /**
- * The text `cat, noto style:0.8` that says which concepts are chosen: the only state of the picker.
+ * The text `cat, noto style:0.8, rose -> key` that says which concepts are chosen: the only state of the picker.
  *
  * It is read as `sae_models/concepts.py` reads it; tests/choices.json has cases that both are held to.
  */
 
 const LINE_BREAKS = "\\n\\v\\f\\r\\x1c-\\x1e\\x85\\u2028\\u2029"
 const SEPARATOR = new RegExp(`[,${LINE_BREAKS}]|;(?=[ \\t])`)
-const DECIMAL_COMMA = new RegExp(`(:[ \\t]*[+-]?[0-9]+),(?=[0-9]+[ \\t]*(?:[,;${LINE_BREAKS}]|$))`, "g")
+const ARROW = /->|\u2192/
+const DECIMAL_COMMA = new RegExp(`(:[ \\t]*[+-]?[0-9]+),(?=[0-9]+[ \\t]*(?:[,;${LINE_BREAKS}]|${ARROW.source}|$))`, "g")
 const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]"
 const SPACES = new RegExp(SPACE)
 const NUMBER = /^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$/i
@@ -17,8 +18,9 @@ const KINDS = ["object", "style"]
 export const key = (name) => name.trim().toLowerCase()
 
 /**
- * [{ raw, name, kind, strength, refused }] in the order of the text. A strength is text too, "" where none is said, as
- * a kind is; refused: the node would not take it.
+ * [{ raw, name, kind, strength, into, refused }] in the order of the text. A strength is text too, "" where none is
+ * said, as a kind is; into: { raw, name, kind } of what is put in its place, or null; refused: the node would not take
+ * it.
  */
 export function parse(text) {
   return text.replace(DECIMAL_COMMA, "$1.").split(SEPARATOR).map(strip).filter(Boolean).map(parseItem)
@@ -33,11 +35,19 @@ function strip(text) {
 }
 
 function parseItem(raw) {
-  const colon = raw.indexOf(":")
-  const [name, kind] = splitKind(strip(colon < 0 ? raw : raw.slice(0, colon)))
-  const strength = colon < 0 ? "" : strip(raw.slice(colon + 1))
-  const refused = !name || UNSEEN.test(raw) || (colon >= 0 && !isNumber(strength))
-  return { raw, name, kind, strength, refused }
+  const [said, ...put] = raw.split(ARROW).map(strip)
+  const colon = said.indexOf(":")
+  const [name, kind] = splitKind(strip(colon < 0 ? said : said.slice(0, colon)))
+  const strength = colon < 0 ? "" : strip(said.slice(colon + 1))
+  const into = put.length ? parseInto(put[0]) : null
+  const swaps = put.length < 2 && (!into || (into.name && !into.raw.includes(":") && key(into.name) !== key(name)))
+  const refused = !name || !swaps || UNSEEN.test(raw) || (colon >= 0 && !isNumber(strength))
+  return { raw, name, kind, strength, into, refused }
+}
+
+function parseInto(raw) {
+  const [name, kind] = splitKind(raw)
+  return { raw, name, kind }
 }
 
 /** A name and its kind: `ink (style)`; any other bracket is part of the name. */
@@ -50,12 +60,16 @@ function splitKind(text) {
 
 const isNumber = (text) => NUMBER.test(text) && Number.isFinite(Number(text))
 
-/** `text` with the concept chosen, at a strength or ("") the default; what else is written stays as it is. */
-export function choose(text, name, strength = "") {
+/**
+ * `text` with the concept chosen, at a strength or ("") the default; into: what is put in its place, what stands there
+ * already unless it is given. What else is written stays as it is.
+ */
+export function choose(text, name, strength = "", into = undefined) {
   const number = strength.trim().replaceAll(",", ".")
-  const raw = number ? `${name}:${number}` : name
   const items = parse(text)
   const chosen = items.find((item) => key(item.name) === key(name))
+  const put = into ?? chosen?.into?.raw
+  const raw = (number ? `${name}:${number}` : name) + (put ? ` -> ${put}` : "")
   return join(text, chosen ? items.map((item) => (item === chosen ? { raw } : item)) : [...items, { raw }])
 }
 
