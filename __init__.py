@@ -4,9 +4,14 @@ try:
 except ModuleNotFoundError:
     WEB_DIRECTORY = None
 else:
-    from comfy_api.latest import ComfyExtension, io
+    try:
+        from comfy_api.latest import ComfyExtension, io
 
-    from .nodes import erase, files, load, picker
+        from .nodes import erase, files, load, picker
+    except ImportError as error:
+        if not (error.name or "").startswith("comfy"):
+            raise
+        raise ImportError(f"SAEmnesia needs ComfyUI 0.3.48 or newer: update ComfyUI ({error})") from error
 
     WEB_DIRECTORY = "./web"
     files.register_folder()

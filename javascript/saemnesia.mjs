@@ -1,7 +1,7 @@
 /** The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts. */
 
 import { figures } from "../web/js/concept_figures.js"
-import { choose, drop, isStrength, key, parse } from "../web/js/concept_text.js"
+import { byName, choose, drop, isStrength, key, parse } from "../web/js/concept_text.js"
 
 const FULL = { low: 0, high: 1, usual: "1", hint: "1 or nothing erases fully, 0 changes nothing" }
 const SIGNED = { low: -100, high: 100, usual: "-1", hint: "-1 erases, below pushes further away, above 0 strengthens" }
@@ -23,11 +23,14 @@ function draw({ list, text, on, root }) {
   const items = parse(text.value)
   const search = key(list.querySelector(".saemnesia-search")?.value ?? "")
   const steer = root.querySelector(".saemnesia-actuator input:checked")?.value === "steer"
-  for (const row of list.querySelectorAll(".saemnesia-row")) drawRow(row, items, search, steer ? SIGNED : FULL)
+  const chosen = byName(items)
+  for (const row of list.querySelectorAll(".saemnesia-row")) {
+    drawRow(row, chosen.get(key(row.dataset.name))?.[0], search, steer ? SIGNED : FULL)
+  }
   for (const group of list.querySelectorAll(".saemnesia-group")) {
     group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
   }
-  say(list, ".saemnesia-count", `${new Set(items.map((item) => key(item.name))).size} chosen`)
+  say(list, ".saemnesia-count", `${chosen.size} chosen`)
   const unknown = unknownOf(list, items)
   say(list, ".saemnesia-unknown", unknown.length ? `not in the list: ${unknown.join(", ")}` : "")
 }
@@ -51,8 +54,7 @@ function measure(row) {
   if (measured) row.lastElementChild.before(figures(JSON.parse(measured)))
 }
 
-function drawRow(row, items, search, range) {
-  const chosen = items.find((item) => key(item.name) === key(row.dataset.name))
+function drawRow(row, chosen, search, range) {
   const [tick, strength] = row.querySelectorAll("input")
   measure(row)
   say(row, ".saemnesia-into", chosen?.into ? ` \u2192 ${chosen.into.name}` : "")

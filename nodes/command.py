@@ -12,7 +12,7 @@ import torch
 
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.errors import SaeError
-from ..sae_models.learning import parallel
+from ..sae_models.learning import parallel, stopping
 from ..sae_models.learning.lesson import Lesson, lesson
 from ..sae_models.learning.maps import MakeChunk, Maps
 from ..sae_models.learning.painting import Painting
@@ -63,7 +63,7 @@ def train() -> None:
     places = places_of(model.model.diffusion_model, ",".join(given.hookpoint), start)
     what = what if len(places) == 1 else what.holding_out()
     origins = training.origins(model, what, places)
-    make = training.source(model, clip, what, origins, given.keep, lambda x0: None)
+    make = training.source(model, clip, what, origins, given.keep, lambda x0: stopping.check())
     shown = Batches(origins[0].chunks + len(origins[0].held_out))
     jobs = [replace(job, made_on=given.checkpoint.stem) for job in jobs_of(given, origins)]
     run(jobs, shown.making(make), given, partial(measured, model, clip, what, given.out),

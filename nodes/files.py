@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
+from ..sae_models.concepts import refuse_unseen
 from ..sae_models.errors import SaeError
 from ..sae_models.formats import Header
 
@@ -55,18 +56,29 @@ def path_of(name: str) -> Path:
     return Path(path)
 
 
+def without_folders(text: str) -> str:
+    """`text` for the page, which says models/sae in place of where that is on the server's disk."""
+    for folder in sorted(folder_paths.get_folder_paths(FOLDER), key=len, reverse=True):
+        text = text.replace(folder.rstrip("/\\"), f"models/{FOLDER}")
+    return text
+
+
 def new_path(name: str) -> Path:
     """Where an SAE of that name is to be written: models/sae/NAME.safetensors.
 
-    Raises SaeError for a name that is none of a file.
+    Raises SaeError for a name that is none of a file, and where there can be no such folder.
     """
     plain = name.strip().removesuffix(".safetensors")
+    refuse_unseen(plain)
     if not plain or any(c in plain for c in '/\\:*?"<>|') or plain.startswith("."):
         raise SaeError(f"'{name[:80]}' is no file name: write a name without / \\ : * ? \" < > |")
     if len(plain.encode()) > LONGEST:
         raise SaeError(f"'{plain[:40]}...' is too long for a file name: write at most {LONGEST} letters")
     folder = Path(folder_paths.models_dir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaeError(f"there is no folder {folder} and none can be made ({error.strerror})") from error
     return folder / f"{plain}.safetensors"
 
 

@@ -1,4 +1,8 @@
 """What the page asks the server: what an SAE file is for, and its concepts by name; which blocks a checkpoint has."""
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
 from aiohttp import web
 from server import PromptServer
 
@@ -12,16 +16,24 @@ async def concepts(request: web.Request) -> web.Response:
     400 {error, there}.
 
     about: a line; unfit: a sentence where &checkpoint=NAME of &folder=checkpoints is of another base, else ""; there:
-    whether there is such a file.
+    whether there is such a file. It is read in a thread, because the server answers nobody else meanwhile.
     """
-    asked = request.query
+    return await asyncio.to_thread(_answer, request.query)
+
+
+def _answer(asked: Mapping[str, str]) -> web.Response:
     try:
-        sae = files.load(asked.get("sae", ""))
+        return web.json_response(_told(asked))
     except SaeError as error:
-        return web.json_response({"error": str(error), "there": files.there(asked.get("sae", ""))}, status=400)
-    checkpoint = asked.get("checkpoint", "")
+        said = {"error": files.without_folders(str(error)), "there": files.there(asked.get("sae", ""))}
+        return web.json_response(said, status=400)
+
+
+def _told(asked: Mapping[str, str]) -> dict[str, Any]:
+    sae, checkpoint = files.load(asked.get("sae", "")), asked.get("checkpoint", "")
     base = family.of_checkpoint(asked.get("folder", "checkpoints"), checkpoint) if checkpoint else ""
-    return web.json_response(sae.listed() | {"about": sae.about(), "unfit": sae.unfit(base, checkpoint)})
+    return sae.listed() | {"about": sae.about(), "unfit": sae.unfit(base, checkpoint)}
+
 
 
 @PromptServer.instance.routes.get("/saemnesia/blocks")
@@ -29,5 +41,5 @@ async def blocks(request: web.Request) -> web.Response:
     """GET ?checkpoint=NAME&folder=checkpoints -> the hookpoints of its cross-attention blocks, [] where that cannot be
     told."""
     asked = request.query
-    return web.json_response(family.blocks_of_checkpoint(asked.get("folder", "checkpoints"),
-                                                         asked.get("checkpoint", "")))
+    named = asked.get("folder", "checkpoints"), asked.get("checkpoint", "")
+    return web.json_response(await asyncio.to_thread(family.blocks_of_checkpoint, *named))

@@ -5,6 +5,7 @@ and what happened while a picture was sampled.
 """
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hookpoint
-from .concepts import Choice, Concept, find, parse
+from .concepts import Choice, Concept, by_name, find, parse
 from .erasure import Actuator, Edit
 from .errors import SaeError
 from .formats import Header, only, read_headers, read_rows_at
@@ -67,10 +68,11 @@ class LoadedSae:
         """One a name; its latents are those at the first place that has it."""
         if len(self.headers) == 1:
             return self.headers[0].concepts
-        found: dict[str, Concept] = {}
-        for concept in (concept for header in self.headers for concept in header.concepts):
-            found.setdefault(concept.name.casefold(), concept)
-        return tuple(found.values())
+        return tuple(self._by_name.values())
+
+    @cached_property
+    def _by_name(self) -> dict[str, Concept]:
+        return by_name(concept for header in self.headers for concept in header.concepts)
 
     def listed(self) -> dict[str, Any]:
         """What a page is told: {base, hookpoint ("" for several), places, concepts: [{name, kind, description,
@@ -103,7 +105,7 @@ class LoadedSae:
         if name.startswith("#") and len(self.headers) > 1:
             raise SaeError(f"{self.name} has neurons at {len(self.headers)} places of the model, so '{name}' does not "
                            f"say which: choose a concept by its name")
-        return find(self.concepts, name, self.headers[0].config.d_sae, self.name)
+        return find(self._by_name, name, self.headers[0].config.d_sae, self.name)
 
     def choose(self, names: Sequence[str]) -> list[tuple[Header, list[Concept]]]:
         """The concepts at every place that has some of them.
@@ -200,8 +202,9 @@ def by_block(edits: Sequence[tuple[Block, Edit]]) -> dict[Block, list[Edit]]:
 def fitting_blocks(unet: nn.Module, sae: LoadedSae, family: str) -> dict[Block, str]:
     """The ldm path of every place of the SAE in this UNet; family: of the model, "" when not known.
 
-    Raises SaeError unless the SAE fits the model's family, blocks and widths.
+    Raises SaeError unless it is a UNet and the SAE fits the model's family, blocks and widths.
     """
+    hookpoint.check_unet(unet)
     if sae.unfit(family):
         raise SaeError(sae.unfit(family))
     paths = hookpoint.paths(unet, [header.hookpoint for header in sae.headers])

@@ -8,7 +8,8 @@ import math
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,6 +31,10 @@ UNSEEN = ("Cc", "Cs")
 EDGE = 1e-4
 NEVER = 60_000.0
 """A threshold nothing comes above; finite in fp16."""
+LONGEST, MOST = 200, 2000
+"""Characters of a name, and concepts in one text."""
+COMPARED = 5000
+"""Names among which the nearest are looked for."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.name.strip() or any(c in self.name for c in RESERVED):
             raise SaeError(f"expected a concept name without , : # or line breaks, got {self.name!r}")
+        if not can_be_chosen(self.name):
+            raise SaeError(f"the concept name {self.name[:LONGEST]!r} cannot be chosen: it needs at most {LONGEST} "
+                           f"characters, all of them seen, no space at its edges and no kind at its end")
         if not self.latents or min(self.latents) < 0:
             raise SaeError(f"expected latents >= 0 for concept '{self.name}', got {list(self.latents)}")
         for what, share in (self.measured or {}).items():
@@ -73,6 +81,8 @@ def parse(text: str) -> list[Choice]:
     twice, and a swap that is not whole.
     """
     choices = [_parse_item(item) for item in items(with_points(text))]
+    if len(choices) > MOST:
+        raise SaeError(f"{len(choices)} concepts are listed, and at most {MOST} can be chosen at once: keep fewer")
     if not choices:
         raise SaeError("no concept is chosen: tick one, or write for example 'cat' or 'cat:0.8, dog'")
     refuse_twice([choice.name for choice in choices])
@@ -116,8 +126,8 @@ def refuse_unseen(name: str) -> None:
 
 def refuse_twice(names: Sequence[str], what: str = "concept") -> None:
     """Raise SaeError when a name is listed twice, in whatever case."""
-    folded = [name.casefold() for name in names]
-    twice = next((name for name in names if folded.count(name.casefold()) > 1), None)
+    times = Counter(name.casefold() for name in names)
+    twice = next((name for name in names if times[name.casefold()] > 1), None)
     if twice:
         raise SaeError(f"{what} '{twice}' is listed twice: keep one of them")
 
@@ -126,6 +136,13 @@ def mentioned(choices: Sequence[Choice]) -> list[Choice]:
     """Every concept of these choices once, those that are put in the place of others too."""
     both = [one for choice in choices for one in (replace(choice, into=None), choice.into) if one]
     return list({one.name.casefold(): one for one in reversed(both)}.values())[::-1]
+
+
+def can_be_chosen(name: str) -> bool:
+    """Whether a text can name it: what is written is read back, and seen."""
+    return (len(name) <= LONGEST and items(name) == [name] and split_kind(name) == (name, "")
+            and not re.search(ARROW, name)
+            and not any(unicodedata.category(c) in UNSEEN for c in name))
 
 
 def _parse_item(item: str) -> Choice:
@@ -229,25 +246,35 @@ class Statistics:
         return Statistics(sigmas, self.thresholds.repeat_interleave(2, 1), self.means.repeat_interleave(2, 1))
 
 
-def find(concepts: tuple[Concept, ...], name: str, d_sae: int, where: str) -> Concept:
-    """The concept called `name` in any case; `#123` means latent 123. `where` names the file in the error.
+def by_name(concepts: Iterable[Concept]) -> dict[str, Concept]:
+    """The concepts by name in lower case; of two with one name, the first."""
+    found: dict[str, Concept] = {}
+    for concept in concepts:
+        found.setdefault(concept.name.casefold(), concept)
+    return found
+
+
+def find(concepts: Mapping[str, Concept] | Iterable[Concept], name: str, d_sae: int, where: str) -> Concept:
+    """The concept called `name` in any case; `#123` means latent 123. concepts: all there are, or those `by_name`;
+    `where` names the file in the error.
 
     Raises SaeError for an unknown name, with the nearest ones.
     """
     if name.startswith("#"):
         return _numbered(name, d_sae, where)
-    by_name = {concept.name.casefold(): concept for concept in concepts}
-    if name.casefold() in by_name:
-        return by_name[name.casefold()]
-    if not concepts:
+    known = concepts if isinstance(concepts, Mapping) else by_name(concepts)
+    if name.casefold() in known:
+        return known[name.casefold()]
+    if not known:
         raise SaeError(f"{where} has no concept names, so '{name}' cannot be found: "
                        f"write a latent's number such as '#12', or train concepts first")
-    near = difflib.get_close_matches(name.casefold(), by_name, n=3, cutoff=0.3) or list(by_name)[:3]
-    raise SaeError(f"{where} has no concept '{name}'; nearest: {', '.join(by_name[n].name for n in near)}")
+    some = list(itertools.islice(known, COMPARED))
+    near = difflib.get_close_matches(name.casefold()[:LONGEST], some, n=3, cutoff=0.3) or some[:3]
+    raise SaeError(f"{where} has no concept '{name[:LONGEST]}'; nearest: {', '.join(known[n].name for n in near)}")
 
 
 def _numbered(name: str, d_sae: int, where: str) -> Concept:
-    number = int(name[1:]) if name[1:].isdecimal() else -1
+    number = int(name[1:]) if re.fullmatch(r"[0-9]{1,18}", name[1:]) else -1
     if not 0 <= number < d_sae:
-        raise SaeError(f"{where} has latents #0 to #{d_sae - 1}, got '{name}'")
+        raise SaeError(f"{where} has latents #0 to #{d_sae - 1}, got '{name[:LONGEST]}'")
     return Concept(f"latent {number}", (number,))

@@ -39,6 +39,13 @@ def is_unet(model: nn.Module) -> bool:
     return hasattr(model, "input_blocks") and hasattr(model, "output_blocks")
 
 
+def check_unet(model: nn.Module) -> None:
+    """Raise SaeError for a model that is built otherwise: a transformer such as Flux has no such blocks."""
+    if not is_unet(model):
+        raise SaeError(f"SAEmnesia works on SD 1.x, 2.x and SDXL so far; this model is a {type(model).__name__}: load "
+                       f"a checkpoint of one of those")
+
+
 def _has_attention(module: nn.Module) -> bool:
     return hasattr(module, "transformer_blocks")
 
@@ -83,9 +90,7 @@ def paths(unet: nn.Module, wanted: Sequence[str]) -> list[str]:
 
     Raises SaeError when the model has no such place, naming those it has.
     """
-    if not is_unet(unet):
-        raise SaeError(f"'{wanted[0]}' is a block of a UNet (SD 1.x, 2.x, SDXL), but this model is a "
-                       f"{type(unet).__name__}: load a checkpoint of the SAE's base model")
+    check_unet(unet)
     names = hookpoints(unet) | (cross_attentions(unet) if any(map(is_attention, wanted)) else {})
     known = names | {path: path for path in names.values()}
     for name in map(normalise, wanted):

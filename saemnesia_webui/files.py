@@ -4,12 +4,16 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 from sae_models import SaeError
 from sae_models.adapter import LoadedSae
+from sae_models.errors import plain
 
 FOLDER = "sae"
 HASH_DIGITS = 10
+_HASHING = Lock()
+"""Whoever asks for a file that is being read waits for that, and does not read it too."""
 
 
 def names(models: Path) -> list[str]:
@@ -17,7 +21,7 @@ def names(models: Path) -> list[str]:
     keeps in ComfyUI to learn from is none."""
     root = models / FOLDER
     found = (Path(folder, name).relative_to(root) for folder, _, files in os.walk(root, followlinks=True)
-             for name in files if name.endswith(".safetensors"))
+             for name in files if name.endswith(".safetensors") and plain(name) == name)
     return sorted((path.as_posix() for path in found if not path.parts[0].endswith(".activations")), key=str.casefold)
 
 
@@ -38,7 +42,7 @@ def load(models: Path, name: str) -> LoadedSae:
     if not name:
         raise SaeError("no SAE is chosen: choose one, or put one into models/sae and press the refresh button")
     if name not in names(models):
-        raise SaeError(f"there is no SAE '{name}' in {models / FOLDER}: put the file there and press the refresh "
+        raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press the refresh "
                        f"button")
     return LoadedSae.read(name, models / FOLDER / name)
 
@@ -46,7 +50,8 @@ def load(models: Path, name: str) -> LoadedSae:
 def short_hash(path: Path) -> str:
     """The first digits of the file's SHA-256, as A1111 names checkpoints; computed anew when the file has changed."""
     status = path.stat()
-    return _hash(path, status.st_mtime_ns, status.st_size)
+    with _HASHING:
+        return _hash(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)

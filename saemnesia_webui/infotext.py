@@ -14,10 +14,11 @@ from typing import Any
 
 from sae_models import Actuator, Choice, parse
 from sae_models.concepts import format_choices
+from sae_models.errors import plain
 
 from . import files
 from .job import Job
-from .settings import DEFAULTS
+from .settings import DEFAULTS, Settings
 
 PREFIX = "SAEmnesia "
 ALWAYS = ("sae", "concepts", "actuator")
@@ -68,9 +69,19 @@ def reader(setting: str, models: Path) -> Callable[[Mapping[str, Any]], Any]:
         value = params.get(key(setting), DEFAULTS[setting])
         if setting == "sae":
             return [_local_name(name, models) for name in re.split(r"(?<=\.safetensors),|(?<=\]),", str(value))]
-        kind = type(DEFAULTS[setting])
-        return str(value) == "True" if kind is bool else kind(value)
+        return _read(setting, str(value))
     return read
+
+
+def _read(setting: str, text: str) -> Any:
+    """The value of a setting other than the SAE; the usual one where the text is none, which the log says."""
+    kind = type(DEFAULTS[setting])
+    try:
+        value = text == "True" if kind is bool else kind(text)
+        return vars(replace(Settings(), **{setting: value}))[setting]
+    except ValueError as error:
+        log.warning("SAEmnesia: '%s' of the pasted text is left out: %s", key(setting), plain(str(error))[:200])
+        return DEFAULTS[setting]
 
 
 def _local_name(text: str, models: Path) -> str:

@@ -25,24 +25,25 @@ def add(app: FastAPI, models: Path, logins: str | None, finder: Finder) -> None:
 
     def concepts(sae: str) -> dict[str, Any]:
         """{base, hookpoint, places, hash, concepts: [{name, kind, description, measured}]}, or 400 with a sentence."""
-        with _sentences():
+        with _sentences(models):
             found = files.load(models, sae)
             return found.listed() | {"hash": files.short_hash(found.path)}
 
     def find(wish: dict = Body()) -> dict[str, Any]:  # noqa: B008
         """{file, seconds, concepts: [{name, kind, removed, touched}]}, or 400 with a sentence."""
-        with _sentences():
+        with _sentences(models):
             return finder.find(Wish.read(wish)).as_json()
     for path, answer, method in (("saes", saes, "GET"), ("concepts", concepts, "GET"), ("find", find, "POST")):
         app.add_api_route(f"/saemnesia/{path}", answer, methods=[method], dependencies=guard)
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(models: Path) -> Iterator[None]:
+    """Errors as an answer, which does not say where on the server's disk things are."""
     try:
         yield
     except SaeError as error:
-        raise HTTPException(400, str(error)) from error
+        raise HTTPException(400, str(error).replace(str(models), "models")) from error
 
 
 def _checker(logins: str) -> Callable:

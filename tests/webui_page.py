@@ -44,7 +44,8 @@ def routes(host: Webui, api_auth: str | None, **options: Any) -> list:
     client = TestClient(app)
     found = [client.post("/saemnesia/find", json=wish, **options) for wish in ({"words": "a:b"}, {"word": "cat"})]
     return [*answers(client, "/saemnesia/saes", "/saemnesia/concepts?sae=animals.safetensors",
-                     "/saemnesia/concepts?sae=../x", **options), *([a.status_code, a.json()] for a in found)]
+                     "/saemnesia/concepts?sae=../x", **options), *([a.status_code, a.json()] for a in found),
+            *answers(client, "/saemnesia/concepts?sae=damaged.safetensors", **options)]
 
 
 def send(button: gr.Button, fields: list, names: list, others: list) -> None:

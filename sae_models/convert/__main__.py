@@ -22,8 +22,8 @@ def convert(wanted: argparse.Namespace) -> str:
     if wanted.params and not wanted.concepts:
         raise SaeError("--params says how many latents the classes of --concepts have: give both")
     sae, header = read_any(wanted.source)
-    header = replace(header, base=wanted.base or header.base, hookpoint=normalise(wanted.hookpoint) or header.hookpoint)
     statistics = read_statistics(wanted.source, header) if header.concepts else Statistics.unknown(0)
+    header = replace(header, base=wanted.base or header.base, hookpoint=normalise(wanted.hookpoint) or header.hookpoint)
     if wanted.concepts:
         params = papers.read_params(wanted.params) if wanted.params else {}
         header, statistics = papers.add_concepts(header, papers.read_means(wanted.concepts), params, wanted.kind)

@@ -6,6 +6,7 @@ its numbers: only these two names are known here, and both mean functions of thi
 """
 import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,12 @@ def load_torch(path: Path) -> Any:
     Raises SaeError for anything else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_packed(path, path.name)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_repeated(found, path.name)
+        return found
+    except SaeError:
+        raise
     except FileNotFoundError as error:
         raise SaeError(f"there is no file {path.name} in {path.parent}") from error
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
@@ -69,10 +75,13 @@ class _TensorsOnly(pickle._Unpickler):
         return self.known[module, name]
 
     def numbers(self, data: bytes) -> torch.TypedStorage:
+        _refuse_packed(io.BytesIO(data), self.name)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
     def rebuild(self, storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-        tensor = self.reduce(torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, None))
+        tensor = torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, None)
+        _refuse_repeated(tensor, self.name)
+        tensor = self.reduce(tensor)
         for place, value in self.memo.items():
             if isinstance(value, bytes | tuple | torch.TypedStorage):
                 self.memo[place] = None
@@ -80,6 +89,28 @@ class _TensorsOnly(pickle._Unpickler):
 
     def no_hooks(self) -> None:
         """A tensor's backward hooks, which it has none of."""
+
+
+def _refuse_packed(file: Path | io.BytesIO, name: str) -> None:
+    """Raise SaeError for an archive whose parts are packed or share their bytes, which torch never does: kilobytes can
+    become gigabytes."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        parts, size = archive.infolist(), archive.fp.seek(0, io.SEEK_END)
+        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
+            raise SaeError(f"{name} is packed in a way that torch does not write, so it is not opened")
+
+
+def _refuse_repeated(found: Any, name: str) -> None:
+    """Raise SaeError for a tensor that repeats few numbers of a file often, which no SAE does."""
+    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+    for part in inside:
+        _refuse_repeated(part, name)
+    if isinstance(found, Tensor) and found.layout is torch.strided and (
+            found.numel() * found.element_size() > found.untyped_storage().nbytes()):
+        raise SaeError(f"{name} has a tensor of shape {list(found.shape)} that is larger than what the file holds of "
+                       f"it, so it is not opened")
 
 
 def _first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..errors import SaeError
+from ..errors import SaeError, plain
 from ..hookpoint import normalise
 
 BLOCK = r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+"
@@ -166,7 +166,7 @@ def convention_of(layout: Layout, path: Path) -> Convention:
         said = layout.means(config, path.parent)
         extra = config.get(OUR_KEY, {})
         hookpoint = extra.get("hookpoint") or said.hookpoint or hookpoint_in(path)
-        return replace(said, hookpoint=normalise(hookpoint), base=str(extra.get("base", "")),
+        return replace(said, hookpoint=normalise(plain(hookpoint)), base=plain(str(extra.get("base", ""))),
                        residual=bool(extra.get("residual", said.residual)))
     except SaeError as error:
         raise SaeError(f"{path.name} in {path.parent} {error}") from error

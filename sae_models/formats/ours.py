@@ -10,7 +10,7 @@ its `start`, one place after the other. The statistics are those of version 1, i
 latent. A concept is listed once, with its latents at each place.
 """
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import reduce
 from itertools import accumulate
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..concepts import Concept, Statistics, refuse_twice
-from ..errors import SaeError
+from ..errors import SaeError, plain
 from ..hookpoint import normalise
 from ..sae import Sae, SaeConfig
 from ..storage import write_tensors
@@ -32,6 +32,8 @@ from .layouts import OURS, Layout, Weights
 FORMAT_VERSION, SEVERAL_PLACES = 1, 2
 METADATA_KEY = "saemnesia"
 STATISTICS = ("concept_sigmas", "concept_thresholds", "concept_means")
+MOST, LONGEST = 100_000, 1000
+"""Concepts of a file, and characters of a text in it that is only shown."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading JSON raises that is not of the form it should have."""
 
@@ -47,12 +49,14 @@ def write(path: str | Path, sae: Sae, header: Header, statistics: Statistics,
           dtype: torch.dtype = torch.float32) -> None:
     """Write an SAE of one place; an interrupted write leaves the old file.
 
-    Raises SaeError when the header is not of this SAE, and when the disk is full.
+    Raises SaeError when the header is not of this SAE, for weights that are no numbers in `dtype`, and when the disk
+    is full.
     """
     path = Path(path)
     if header.config != sae.config:
         raise SaeError(f"expected a header for {sae.config}, got {header.config}")
     tensors = {name: value.detach().to("cpu", dtype) for name, value in sae.state_dict().items()}
+    _refuse_not_finite(tensors.values(), header, dtype)
     if header.concepts:
         tensors |= _tables(statistics)
     write_tensors(path, tensors, {METADATA_KEY: _describe(header)})
@@ -124,10 +128,14 @@ def _stacked(parts: Sequence[Part], dtype: torch.dtype) -> list[tuple[str, Tenso
     tensors = [torch.cat(W_enc).to(dtype), torch.cat(b_enc).float(), torch.cat(W_dec).to(dtype)]
     if any(b.any() for b in b_dec):
         tensors.append(torch.stack(b_dec).to(dtype))
-    if not all(tensor.isfinite().all() for tensor in tensors):
-        raise SaeError(f"there are weights at {parts[0].header.hookpoint} or another place of width "
-                       f"{W_enc[0].shape[1]} that are not finite as {dtype}: train or find them again")
+    _refuse_not_finite(tensors, parts[0].header, dtype)
     return list(zip(layout_at(parts[0].header.config.d_in).names, tensors, strict=False))
+
+
+def _refuse_not_finite(tensors: Iterable[Tensor], header: Header, dtype: torch.dtype) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise SaeError(f"there are weights at {header.hookpoint or 'a block'} or another place of width "
+                       f"{header.config.d_in} that are not finite as {dtype}: train or find them again")
 
 
 def _describe(header: Header) -> str:
@@ -186,9 +194,9 @@ def parse(data: Mapping[str, Any], d_sae: int, d_in: int, name: str) -> Header:
     Raises SaeError for one that is damaged.
     """
     try:
-        concepts = tuple(_concept(c, c["latents"]) for c in data.get("concepts", []))
-        return Header(SaeConfig(d_in, d_sae, int(data["k"])), normalise(data["hookpoint"]), str(data["base"]),
-                      bool(data["residual"]), concepts, data.get("training"), str(data.get("made_on", "")))
+        concepts = tuple(_concept(c, c["latents"]) for c in _listed(data))
+        return Header(SaeConfig(d_in, d_sae, int(data["k"])), normalise(plain(data["hookpoint"])),
+                      residual=bool(data["residual"]), concepts=concepts, **_alike(data))
     except (SaeError, *MALFORMED) as error:
         raise incomplete(name, error) from error
 
@@ -199,11 +207,10 @@ def parse_places(data: Mapping[str, Any], name: str) -> tuple[Header, ...]:
     Raises SaeError for one that is damaged.
     """
     try:
-        alike = {"base": str(data["base"]), "training": data.get("training"), "made_on": str(data.get("made_on", ""))}
-        headers = [replace(_place(place), **alike) for place in data["places"]]
+        headers = [replace(_place(place), **_alike(data)) for place in data["places"]]
         _check_starts(headers, [int(place["start"]) for place in data["places"]])
         refuse_twice([header.hookpoint for header in headers], "block")
-        listed = data.get("concepts", [])
+        listed = _listed(data)
         refuse_twice([concept["name"] for concept in listed])
         concepts: list[list[Concept]] = [[] for _ in headers]
         for concept in listed:
@@ -214,9 +221,29 @@ def parse_places(data: Mapping[str, Any], name: str) -> tuple[Header, ...]:
         raise incomplete(name, error) from error
 
 
+def _alike(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description says of all its places."""
+    training = data.get("training")
+    if not isinstance(training, dict | None):
+        raise TypeError("training")
+    return {"base": _text(data["base"]), "training": training, "made_on": _text(data.get("made_on", ""))}
+
+
+def _text(value: Any) -> str:
+    """A text that is only shown, in a line of bounded length."""
+    return plain(str(value))[:LONGEST]
+
+
+def _listed(data: Mapping[str, Any]) -> list:
+    listed = data.get("concepts", [])
+    if len(listed) > MOST:
+        raise SaeError(f"it has {len(listed)} concepts, more than {MOST}")
+    return listed
+
+
 def _place(data: Mapping[str, Any]) -> Header:
     config = SaeConfig(int(data["d_in"]), int(data["d_sae"]), int(data["k"]))
-    hookpoint = normalise(data["hookpoint"])
+    hookpoint = normalise(plain(data["hookpoint"]))
     if not hookpoint:
         raise SaeError("it does not say which block each of its SAEs is for")
     return Header(config, hookpoint, residual=bool(data["residual"]))
@@ -245,6 +272,6 @@ def _latents(concept: Mapping[str, Any], places: int) -> dict[int, list[int]]:
 
 def _concept(data: Mapping[str, Any], latents: Sequence[int]) -> Concept:
     measured = data.get("measured")
-    return Concept(data["name"], tuple(int(latent) for latent in latents), str(data.get("kind", "")),
-                   str(data.get("description", "")),
-                   None if measured is None else {str(what): float(share) for what, share in measured.items()})
+    return Concept(data["name"], tuple(int(latent) for latent in latents), _text(data.get("kind", "")),
+                   _text(data.get("description", "")),
+                   None if measured is None else {_text(what): float(share) for what, share in measured.items()})

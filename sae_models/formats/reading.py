@@ -5,7 +5,7 @@ get into memory, but they lie a row apart, so the disk reads most of that matrix
 (210 MB, fp32): 1 ms by row, 20 ms by column, 26 and 104 ms when the file was not in the system's cache.
 """
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,9 @@ from . import ours
 from .header import Header, Rows
 from .layouts import OURS, Convention, Layout, Weights, convention_of, layout_of
 
+LARGEST, FINITE = 65504.0, torch.finfo(torch.float32).max
+"""Of a weight in an edit's rows, which half precision must hold (they are of the order of 1); and of a threshold."""
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 
@@ -38,6 +41,8 @@ def _open(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         raise SaeError(f"{path.name} cannot be read as safetensors ({error}): "
                        f"it is damaged or not fully downloaded, so download it again") from error
+    except (RuntimeError, MemoryError) as error:
+        raise SaeError(f"{path.name} cannot be read: it is damaged, or larger than this computer's memory") from error
 
 
 class _Described(NamedTuple):
@@ -104,6 +109,16 @@ def _check_shape(file: Any, path: Path, name: str, wanted: tuple[int, ...]) -> N
     found = list(file.get_slice(name).get_shape()) if name in file.keys() else None  # noqa: SIM118
     if found != list(wanted):
         raise SaeError(f"{path.name} is damaged: expected {name} of shape {list(wanted)}, got {found or 'none'}")
+    _check_kind(file, path, [name])
+
+
+def _check_kind(file: Any, path: Path, names: Iterable[str]) -> None:
+    """Raise SaeError unless these tensors are of plain floating-point numbers."""
+    for name in names:
+        kind = file.get_slice(name).get_dtype()
+        if kind not in FLOATS:
+            raise SaeError(f"{path.name} has {name} as {kind}, and only floating-point numbers of 8 bits or more can "
+                           f"be read: download it in another precision")
 
 
 def _checked_shapes(file: Any, path: Path, layout: Layout) -> tuple[int, int]:
@@ -114,6 +129,7 @@ def _checked_shapes(file: Any, path: Path, layout: Layout) -> tuple[int, int]:
     for name, wanted in layout.shapes(d_sae, d_in).items():
         if shapes[name] != wanted:
             raise SaeError(f"{path.name} is damaged: expected {name} of shape {list(wanted)}, got {list(shapes[name])}")
+    _check_kind(file, path, layout.names)
     return d_sae, d_in
 
 
@@ -131,6 +147,7 @@ def _check_statistics(file: Any, headers: Sequence[Header], path: Path) -> None:
     sigmas, *tables = (tuple(file.get_slice(name).get_shape()) for name in ours.STATISTICS)
     if len(sigmas) != 1 or not sigmas[0] or any(table != (count, *sigmas) for table in tables):
         raise SaeError(f"{path.name} is damaged: its statistics are not of {count} latents")
+    _check_kind(file, path, ours.STATISTICS)
 
 
 def read_headers(path: str | Path) -> tuple[Header, ...]:
@@ -180,21 +197,32 @@ def read_rows_at(path: str | Path, wanted: Sequence[tuple[Header, list[Concept]]
 
 
 def _at(described: Sequence[_Described], header: Header, name: str) -> _Described:
-    """The SAE of the header's place; the only one whatever it is called, because a file need not say its place."""
-    found = [one for one in described if len(described) == 1 or one.header.hookpoint == header.hookpoint]
-    if not found:
-        raise SaeError(f"{name} has changed: it has no block {header.hookpoint} any more, load it again")
-    return found[0]
+    """The SAE of the header's place, which a file of one place need not say.
+
+    Raises SaeError where it is another than when its header was read: its rows are those of other concepts.
+    """
+    found = next((one for one in described if one.header.hookpoint in (header.hookpoint, "")), None)
+    if found is None or _meaning(found.header) != _meaning(header):
+        raise SaeError(f"{name} has changed since it was loaded: another file is there now, so load it again")
+    return found
+
+
+def _meaning(header: Header) -> tuple:
+    """What decides which rows of a file are whose."""
+    concepts = tuple((concept.name, concept.latents) for concept in header.concepts)
+    return header.config, header.base, header.residual, concepts
 
 
 def _read_rows(file: Any, described: _Described, header: Header, concepts: list[Concept], name: str) -> Rows:
     weights = _weights(file, described, [latent for concept in concepts for latent in concept.latents])
     statistics = _read_statistics(file, described, header, concepts, name)
     bias = weights.b_enc - weights.W_enc @ weights.b_dec
-    for what, tensor in (("weights", weights.W_enc), ("weights", weights.W_dec), ("biases", bias),
-                         ("thresholds", statistics.thresholds), ("means", statistics.means)):
-        if not tensor.isfinite().all():
-            raise SaeError(f"{name} has {what} that are not finite (NaN or infinite): download or train it again")
+    for what, tensor, most in (("weights", weights.W_enc, LARGEST), ("weights", weights.W_dec, LARGEST),
+                               ("biases", bias, LARGEST), ("thresholds", statistics.thresholds, FINITE),
+                               ("means", statistics.means, FINITE)):
+        if not (tensor.abs() <= most).all():
+            raise SaeError(f"{name} has {what} that are not finite{' in half precision' if most == LARGEST else ''} "
+                           f"(NaN, infinite or above {most:.5g}): download or train it again")
     return Rows(weights.W_enc, bias, weights.W_dec, statistics)
 
 
@@ -235,9 +263,9 @@ def _read_statistics(file: Any, described: _Described, header: Header, concepts:
         raise SaeError(f"{name} is damaged: its noise levels do not rise from above 0")
     tables[0] = torch.cat([tables[0], torch.zeros(1, len(sigmas))])
     tables[1] = torch.cat([tables[1], torch.ones(1, len(sigmas))])
-    wanted = [(concept, latent) for concept in concepts for latent in concept.latents]
+    row = {one: number for number, one in enumerate(known)}
     return Statistics(tuple(sigmas.tolist()), *tables).select(
-        [known.index(w) if w in known else len(known) for w in wanted])
+        [row.get((concept, latent), len(known)) for concept in concepts for latent in concept.latents])
 
 
 def read_sae(path: str | Path, hookpoint: str = "") -> tuple[Sae, Header]:
@@ -254,10 +282,10 @@ def read_sae(path: str | Path, hookpoint: str = "") -> tuple[Sae, Header]:
             raise SaeError(f"{path.name} has no SAE of block {hookpoint}: choose one of its own, or another file")
         described = only(places, path.name)
         weights = _weights(file, described)
-    if not all(part.isfinite().all() for part in weights):
-        raise SaeError(f"{path.name} has weights that are not finite (NaN or infinite): download or train it again")
-    sae = Sae(described.header.config)
-    sae.load_state_dict(dict(zip(OURS.names, weights, strict=True)))
+        if not all(part.isfinite().all() for part in weights):
+            raise SaeError(f"{path.name} has weights that are not finite (NaN or infinite): download or train it again")
+        sae = Sae(described.header.config)
+        sae.load_state_dict(dict(zip(OURS.names, weights, strict=True)))
     return sae, described.header
 
 

@@ -122,7 +122,8 @@ class _Recorder:
         kept = tuple(part[:, chosen].to("cpu", torch.float16) for part in pair)
         if not all(bool(part.isfinite().all()) for part in kept):
             raise SaeError("nothing can be learned from this model: it computes values that are no numbers (NaN or "
-                           "infinite); start ComfyUI with --fp32-unet, or load another checkpoint")
+                           "infinite); run it in full precision (ComfyUI: --fp32-unet, A1111: --no-half), or load "
+                           "another checkpoint")
         return kept
 
     def maps(self) -> dict[Block, Maps]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import SaeError
 from ..formats import read_header, read_sae
-from ..table import add
+from ..storage import check_writable
+from ..table import add, check_addable
 from . import finding, parallel
 from .maps import Shards, Window
 from .origin import of_stored
@@ -33,6 +34,9 @@ def find_stored() -> None:
     if (block, header.config.d_in) != (origin.hookpoint, origin.d_in):
         raise SaeError(f"{options.sae.name} is for {block} (width {header.config.d_in}), and the activations are of "
                        f"{origin.hookpoint} (width {origin.d_in})")
+    like = replace(header, hookpoint=block, base=header.base or origin.base)
+    check_writable(options.out)
+    check_addable(options.out, [like])
     window = Window(shards.make, origin.chunks, int(options.memory * GIGABYTE))
     window.move(0.0)
     maps = window.sample(SCORED_MAPS)
@@ -41,7 +45,7 @@ def find_stored() -> None:
     else:
         sae = read_sae(options.sae)[0].to(parallel.device())
         found = finding.best_neurons(sae, maps, origin.subjects, options.neurons, options.at_each_level)
-    add(options.out, [(replace(header, hookpoint=block, base=header.base or origin.base), found)])
+    add(options.out, [(like, found)])
     print(f"written: {options.out} ({options.out.stat().st_size / 1000:.0f} kB), {len(found.concepts)} concepts")
 
 

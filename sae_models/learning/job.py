@@ -112,7 +112,7 @@ def train_to_file(jobs: Sequence[Job], make: MakeChunk, out: Path, progress: Pro
     """
     painted, checkpoint = Painted(painted_of(out), painting, make), checkpoint_of(out)
     if finished(jobs, out):
-        painted.remove()
+        _clean(painted, checkpoint)
         return report.from_json(report_of(out))
     run, save = _begun(jobs, painted, checkpoint, device, checkpoint_seconds)
     going_on(painted.done(jobs[0].origin.chunks))
@@ -121,11 +121,16 @@ def train_to_file(jobs: Sequence[Job], make: MakeChunk, out: Path, progress: Pro
     run.run(progress, save)
     with saved_if_stopped(save):
         result = _finish(jobs, run, out)
+    parallel.wait()
+    _clean(painted, checkpoint)
+    return result
+
+
+def _clean(painted: Painted, checkpoint: Path) -> None:
+    """What only an unfinished run needs is removed."""
     if parallel.world()[0] == 0:
         checkpoint.unlink(missing_ok=True)
-    parallel.wait()
     painted.remove()
-    return result
 
 
 def _begun(jobs: Sequence[Job], painted: Painted, checkpoint: Path, device: torch.device | str,

@@ -68,6 +68,23 @@ class Maps:
         return torch.cat([self.tokens, self.without]).flatten(0, 1)
 
 
+def whole(tensors: Mapping[str, Tensor]) -> Maps:
+    """Maps as they were stored.
+
+    Raises ValueError where the tensors do not belong together.
+    """
+    if tensors.keys() != {f.name for f in fields(Maps)}:
+        raise ValueError(f"has {', '.join(sorted(tensors))}")
+    maps = Maps(**tensors)
+    n, shapes = len(maps.tokens), [tuple(tensor.shape) for tensor in tensors.values()]
+    fit = (maps.tokens.ndim == 3 and maps.tokens.shape == maps.without.shape and maps.labels.ndim == 2 and n > 0
+           and len(maps.labels) == n and maps.unsaid.shape == maps.sigmas.shape == (n,)
+           and maps.labels.dtype is torch.bool and not maps.unsaid.is_floating_point())
+    if not fit or not 0 <= int(maps.unsaid.min()) <= int(maps.unsaid.max()) < maps.labels.shape[1]:
+        raise ValueError(f"has tensors of shapes {shapes}")
+    return maps
+
+
 def as_dict(maps: Maps) -> dict[str, Tensor]:
     return {f.name: getattr(maps, f.name).contiguous() for f in fields(maps)}
 
@@ -187,7 +204,7 @@ class Shards:
             if not isinstance(about, dict):
                 raise ValueError("no object")
             return about
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SaeError(f"{index} is damaged ({error}): empty the folder and collect again") from error
 
     def path(self, number: int) -> Path:
@@ -211,7 +228,7 @@ class Shards:
     @staticmethod
     def _load(path: Path) -> Maps:
         try:
-            return Maps(**load_file(path))
-        except (SafetensorError, OSError, TypeError) as error:
+            return whole(load_file(path))
+        except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
             raise SaeError(f"{path.name} in {path.parent} is damaged: delete it and collect again, the others are "
                            f"kept") from error

@@ -5,13 +5,17 @@ Those of one place are a folder of shards. Those of several places are a folder 
 be learned from alone.
 """
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import SaeError
 from .maps import INDEX, MakeChunk, Maps, Parted, Shards
 from .prompts import Subject
+
+KINDS = {"subjects": list, "d_in": int, "hookpoint": str, "base": str, "residual": bool, "chunks": int,
+         "held_out": list, "about": dict}
+"""What an index says of an origin."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,18 @@ def of_stored(shards: Shards, folder: Path) -> Origin:
     Raises SaeError when it is damaged.
     """
     try:
-        said = {f.name: shards.about[f.name] for f in fields(Origin)}
+        said = {name: _of_kind(shards.about[name], kind, name) for name, kind in KINDS.items()}
+        for number in said["held_out"]:
+            _of_kind(number, int, "held_out")
         return Origin(**said | {"subjects": [Subject(**subject) for subject in said["subjects"]]})
-    except (KeyError, TypeError) as error:
-        raise SaeError(f"{folder / 'index.json'} is damaged: it lacks {error}; collect again into an empty "
-                       f"folder") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SaeError(f"{folder / INDEX} is damaged: it lacks {error}; collect again into an empty folder") from error
+
+
+def _of_kind(value: Any, kind: type, name: str) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"a {kind.__name__} for '{name}'")
+    return value
 
 
 def stored(folder: Path) -> tuple[list[Origin], MakeChunk]:

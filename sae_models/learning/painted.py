@@ -8,15 +8,15 @@ more on disk than in memory.
 import logging
 import re
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import SaeError
-from ..storage import write_tensors
-from .maps import MakeChunk, Maps, as_dict
+from ..storage import remove, write_tensors
+from .maps import MakeChunk, Maps, as_dict, whole
 
 SUFFIX = ".maps"
 log = logging.getLogger("saemnesia")
@@ -49,11 +49,11 @@ class Painted:
         for path in self._files():
             number = self._number(path)
             if number is None or number < before:
-                path.unlink(missing_ok=True)
+                remove(path)
 
     def remove(self) -> None:
         for path in self._files():
-            path.unlink(missing_ok=True)
+            remove(path)
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -83,11 +83,13 @@ def _read(path: Path) -> dict[str, Maps] | None:
     """The chunk of a file; None where there is none, or what is there is not whole."""
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, RuntimeError):
         return None
     places: dict[str, dict] = {}
     for name, tensor in tensors.items():
         place, _, field = name.rpartition(":")
         places.setdefault(place, {})[field] = tensor
-    whole = places and all(part.keys() == {f.name for f in fields(Maps)} for part in places.values())
-    return {place: Maps(**part) for place, part in places.items()} if whole else None
+    try:
+        return {place: whole(part) for place, part in places.items()} or None
+    except ValueError:
+        return None

@@ -116,6 +116,15 @@ def team_agrees(flag: bool) -> bool:
     return bool(said)
 
 
+def anyone(flag: bool) -> bool:
+    """Whether one of all processes says so."""
+    if world()[1] == 1:
+        return flag
+    said = torch.tensor(int(flag), device=device())
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return bool(said)
+
+
 def wait() -> None:
     """Until all processes are here."""
     if world()[1] > 1:

@@ -26,9 +26,7 @@ def places(unet: nn.Module, text: str = "", start: LoadedSae | None = None) -> l
 
     Raises SaeError for a place that the model lacks, that is listed twice, or that hears no prompt.
     """
-    if not hookpoint.is_unet(unet):
-        raise SaeError(f"this model is a {type(unet).__name__}, and only UNets can be learned: load a checkpoint of "
-                       f"SD 1.x, 2.x or SDXL")
+    hookpoint.check_unet(unet)
     wanted = [hookpoint.normalise(name) for line in text.splitlines() for name in line.split(",") if name.strip()]
     if start and not wanted:
         wanted = [header.hookpoint for header in start.at("").headers]

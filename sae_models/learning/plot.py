@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from ..errors import plain
+
 WIDTH, ROW = 920, 132
 """Pixels of a page, and of a row of two plots."""
 LEFT, PLOT, HIGH, BESIDE = 62, 220, 84, 10
@@ -88,4 +90,4 @@ def _element(shape: Shape) -> str:
         return f'<polyline points="{path}" fill="none" stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
     anchor = ' text-anchor="end"' if shape.end else ""
     return (f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size}" fill="{shape.color}"{anchor}>'
-            f'{escape(shape.text)}</text>')
+            f'{escape(plain(shape.text))}</text>')

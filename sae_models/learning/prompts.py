@@ -6,10 +6,10 @@ kind where it is (object) or (style), and any kind of one's own where '=' follow
 what is painted, as in `hatsune miku (vocaloid)`. Templates are lines such as
 `{object}, {style}` or `a photo of {}`, where {} takes concepts of every kind.
 """
-import itertools
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,9 @@ STRESSED = r"[\[{].*[\]}]"
 SEMICOLON = r"(?<=\w);(?=\w|\Z)"
 SEVERAL = r"(?i)(?:^|\s)(?:and|or|&)\s"
 JOINTS = "of|with|in|on|at|by|beside|near"
-MOST = 20_000
+MOST, MOST_OF_ALL = 20_000, 200_000
+"""Prompts of one template, and of all."""
+MOST_SUBJECTS = 10_000
 OBJECT_TEMPLATES = ("a photo of {object}", "a painting of {object}", "{object} in a garden", "a street with {object}")
 STYLE_TEMPLATES = ("a house, {style}", "a portrait of a woman, {style}", "a mountain lake, {style}",
                    "a bowl of fruit, {style}")
@@ -49,9 +51,9 @@ class Subject:
     instead: str = ""
 
     def __post_init__(self) -> None:
-        Concept(self.name, (0,))
         for text in (self.name, self.said, self.instead):
             refuse_unseen(text)
+        Concept(self.name, (0,))
         if not self.said:
             raise SaeError(f"concept '{self.name}' has no words after '=': write for example '{self.name} = a "
                            f"{self.name}', or the name alone")
@@ -71,6 +73,9 @@ def parse_subjects(text: str) -> list[Subject]:
     Raises SaeError for an empty list, a line that cannot be read or can be read in two ways, and a name given twice.
     """
     subjects = [one for line in text.splitlines() for one in ([_in_full(line)] if "=" in line else _listed(line))]
+    if len(subjects) > MOST_SUBJECTS:
+        raise SaeError(f"{len(subjects)} concepts are listed, and at most {MOST_SUBJECTS} can be learned at once: keep "
+                       f"fewer")
     if not subjects:
         raise SaeError("no concept to train: write one a line, for example 'cat' or 'cat = a cat | an animal'")
     refuse_twice([subject.name for subject in subjects])
@@ -191,10 +196,15 @@ def expand(templates: str, subjects: Sequence[Subject]) -> list[Prompt]:
     """Every template with every choice of subjects for its slots, in a fixed order.
 
     Raises SaeError for a template without a slot or with a kind no concept has, for a concept no template says, for too
-    few prompts to learn from and for more than `MOST`.
+    few prompts to learn from and for more than `MOST` of a template or `MOST_OF_ALL`.
     """
     lines = [line.strip() for line in templates.splitlines() if line.strip()]
-    prompts = [prompt for line in lines for prompt in _filled(line, subjects)]
+    prompts: list[Prompt] = []
+    for line in lines:
+        prompts += _filled(line, subjects)
+        if len(prompts) > MOST_OF_ALL:
+            raise SaeError(f"the templates make more than {MOST_OF_ALL} prompts: write fewer of them, or list fewer "
+                           f"concepts")
     unsaid = set(range(len(subjects))) - {number for prompt in prompts for number in prompt.said}
     if unsaid:
         subject = subjects[min(unsaid)]
@@ -209,14 +219,39 @@ def _filled(template: str, subjects: Sequence[Subject]) -> list[Prompt]:
     slots = re.findall(SLOT, template)
     if not slots:
         raise SaeError(f"the template '{template}' says no concept: write {{}} where the concept's words shall go")
+    kinds = Counter(subject.kind for subject in subjects)
+    missing = [slot for slot in slots if slot and slot not in kinds]
+    if missing:
+        raise SaeError(f"the template '{template}' asks for a concept of kind '{missing[0]}', and none is listed; "
+                       f"kinds: {', '.join(sorted(kinds))}")
+    count = _count(slots, kinds)
+    if count > MOST:
+        raise SaeError(f"the template '{template}' makes {_in_digits(count)} prompts, more than {MOST}: use fewer "
+                       f"slots")
     choices = [[i for i, subject in enumerate(subjects) if slot in ("", subject.kind)] for slot in slots]
-    if [] in choices:
-        raise SaeError(f"the template '{template}' asks for a concept of kind '{slots[choices.index([])]}', and "
-                       f"none is listed; kinds: {', '.join(sorted({subject.kind for subject in subjects}))}")
-    picks = [pick for pick in itertools.product(*choices) if len(set(pick)) == len(pick)]
-    if len(picks) > MOST:
-        raise SaeError(f"the template '{template}' makes {len(picks)} prompts, more than {MOST}: use fewer slots")
-    return [_prompt(template, [subjects[i] for i in pick], pick) for pick in picks]
+    return [_prompt(template, [subjects[i] for i in pick], pick) for pick in (_picks(choices) if count else ())]
+
+
+def _count(slots: Sequence[str], kinds: Mapping[str, int]) -> int:
+    """In how many ways slots can be filled, no subject twice; kinds: how many subjects each has."""
+    asked = Counter(slots)
+    anything = asked.pop("", 0)
+    typed = math.prod(math.perm(kinds[kind], count) for kind, count in asked.items())
+    return typed * math.perm(sum(kinds.values()) - asked.total(), anything) if typed else 0
+
+
+def _picks(choices: Sequence[Sequence[int]], before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Every choice of one number for each slot, no number twice."""
+    if len(before) == len(choices):
+        yield before
+        return
+    for number in choices[len(before)]:
+        if number not in before:
+            yield from _picks(choices, (*before, number))
+
+
+def _in_digits(count: int) -> str:
+    return str(count) if count < 10**12 else "over a million million"
 
 
 def _prompt(template: str, chosen: list[Subject], numbers: tuple[int, ...]) -> Prompt:

@@ -27,6 +27,8 @@ GOOD, FAIR = 0.7, 0.4
 second is how often its neuron must be right to be good."""
 TOUCHED, CONFUSED = 0.05, 0.25
 """Shares of others that are touched, and of another's pictures in which it fires, that are too much."""
+LARGEST = 1e300
+"""Of any number in a report that is read again."""
 VERDICTS = {True: "#208040", False: "#b05010"}
 
 
@@ -162,11 +164,33 @@ def from_json(path: Path) -> Report:
     """
     try:
         data = json.loads(path.read_text("utf-8"))
-        return Report(data["fvu"], data["dead"], tuple(ConceptReport(**row) for row in data["concepts"]), data["curve"],
-                      data.get("places", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        places, curve = data.get("places", {}), data["curve"]
+        _check(float, data["fvu"], data["dead"], *places.values(), *(one for point in curve for one in point.values()))
+        _check(int, *(point["step"] for point in curve))
+        if not data["concepts"]:
+            raise ValueError("no concept")
+        return Report(data["fvu"], data["dead"], tuple(map(_row, data["concepts"])), curve, places)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SaeError(f"the report {path.name} in {path.parent} is damaged ({error}): delete it and the SAE beside "
                        f"it, and train again") from error
+
+
+def _row(data: Mapping[str, Any]) -> ConceptReport:
+    row = ConceptReport(**data)
+    _check(str, row.name, row.kind, row.confused_with, row.place)
+    _check(float, row.latent, row.score, row.runner_up, row.before, row.recall, row.precision, row.confusion,
+           *(one for one in (row.mean_score, row.removed, row.touched) if one is not None))
+    if (row.removed is None) != (row.touched is None):
+        raise ValueError(f"half of what was measured of {row.name}")
+    return row
+
+
+def _check(kind: type, *values: Any) -> None:
+    """Raise TypeError unless all are of a kind; a whole number is a float too, and none is beyond all others."""
+    for value in values:
+        wanted = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+        if not wanted or (kind is not str and abs(value) > LARGEST):
+            raise TypeError(f"{value!r} where a {'number' if kind is float else 'text'} is expected")
 
 
 @torch.no_grad()

@@ -4,12 +4,15 @@ All take their steps on the same chunks and the same maps of them, so the pictur
 what it would alone. The whole state of a run is one checkpoint: a run that was stopped goes on as if it had not been.
 """
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..errors import SaeError
 from ..storage import write_tensors
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from .training import Trainer
 
 Progress = Callable[[int, dict[str, float]], None]
-METADATA_KEY = "saemnesia-training"
+METADATA_KEY, SUMS_KEY = "saemnesia-training", "saemnesia-sums"
 REPORT_EVERY = 10
 
 
@@ -69,8 +72,9 @@ class Run(ABC):
         tensors = {_key(place, name): value for place, trainer in self.trainers.items()
                    for name, value in trainer.tensors().items()}
         if parallel.world()[0] == 0:
-            states = {place: trainer.state() for place, trainer in self.trainers.items()}
-            write_tensors(path, tensors, {METADATA_KEY: json.dumps({"places": states})})
+            states = json.dumps({place: trainer.state() for place, trainer in self.trainers.items()})
+            sums = {name: checksum(tensor) for name, tensor in tensors.items()}
+            write_tensors(path, tensors, {METADATA_KEY: states, SUMS_KEY: _sealed(states, sums)})
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -79,10 +83,10 @@ class Run(ABC):
         """
         try:
             with safe_open(path, framework="pt", device=str(next(iter(self.trainers.values())).device)) as file:
-                self._restore(json.loads(file.metadata()[METADATA_KEY])["places"], file, path)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, SaeError):
-                raise
+                self._restore(_whole(file), file, path)
+        except SaeError:
+            raise
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise SaeError(f"the checkpoint {path.name} in {path.parent} is damaged ({error}): delete it and train "
                            f"from the start") from error
 
@@ -124,6 +128,29 @@ def over_places(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if "fvu" not in means:
         return means
     return means | {"worst fvu": max(own["fvu"] for own in numbers)}
+
+
+def checksum(tensor: Tensor) -> int:
+    """Of a tensor's bytes, kind and shape, wherever it is."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy(), zlib.crc32(f"{tensor.dtype} {[*tensor.shape]}".encode()))
+
+
+def _sealed(states: str, sums: Mapping[str, int]) -> str:
+    """What a checkpoint has to hold besides `states`, to be told from a damaged one."""
+    return json.dumps({"states": zlib.crc32(states.encode()), "tensors": dict(sums)})
+
+
+def _whole(file: Any) -> dict[str, Any]:
+    """The states of a checkpoint.
+
+    Raises ValueError when a bit of it is not as it was written.
+    """
+    metadata = file.metadata()
+    sums = {name: checksum(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    if json.loads(metadata[SUMS_KEY]) != json.loads(_sealed(metadata[METADATA_KEY], sums)):
+        raise ValueError("its checksums are others")
+    return json.loads(metadata[METADATA_KEY])
 
 
 def _key(place: str, name: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..errors import SaeError
 from ..sae import SaeConfig
-from . import parallel
-from .job import CHECKPOINT_SECONDS, Job, train_to_file
+from . import parallel, stopping
+from .job import CHECKPOINT_SECONDS, Job, checkpoint_of, painted_of, train_to_file
 from .losses import Weights, push_at
 from .maps import MakeChunk
 from .origin import Origin, stored
@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--supervised-steps", type=int, default=TrainSettings.supervised_steps)
     parser.add_argument("--batch", type=int, default=16, help="maps a step")
     parser.add_argument("--lr", type=float, default=TrainSettings.lr)
-    parser.add_argument("--push", type=float, help="how much more than its difference a concept.s neuron shall carry; "
+    parser.add_argument("--push", type=float, help="how much more than its difference a concept's neuron shall carry; "
                         f"unless given {Weights.push:g} at a block and 0 at a cross-attention")
     parser.add_argument("--loss", choices=("carry", "published"), default="carry",
                         help="stage two: ours, or SAEmnesia's as published")
@@ -66,11 +66,12 @@ def jobs_of(options: argparse.Namespace, origins: Sequence[Origin]) -> list[Job]
 
 
 def progress_lines(steps: int) -> Progress:
-    """Prints how far training is, the losses and the time left, every ten seconds."""
+    """Prints how far training is, the losses and the time left, every ten seconds, and stops there when asked to."""
     began, first, last = time.monotonic(), None, 0.0
 
     def progress(step: int, numbers: dict[str, float]) -> None:
         nonlocal first, last
+        (stopping.check_together if numbers else stopping.check)()
         now = time.monotonic()
         first = step - 1 if first is None else first
         if numbers and (now - last > 10 or step == steps) and parallel.world()[0] == 0:
@@ -85,15 +86,36 @@ def run(jobs: Sequence[Job], make: MakeChunk, options: argparse.Namespace,
         measured: Callable[[Report], Report] = lambda report: report, painting: str = "",
         going_on: Callable[[int], None] = lambda chunks: None) -> None:
     """Train and say what came of it; measured: adds to the report of a finished file what can be measured of it;
-    painting, going_on: as `train_to_file` has them."""
+    painting, going_on: as `train_to_file` has them.
+
+    Raises KeyboardInterrupt when it is stopped, with a sentence that says what is kept.
+    """
     out = options.out
+    if out.suffix != ".safetensors":
+        raise SaeError(f"expected a name that ends with .safetensors for what is written, got {out.name}")
     parallel.split_latents(options.shards)
     jobs = [job.starting_from(options.start) for job in jobs] if options.start else jobs
-    report = measured(train_to_file(jobs, make, out, progress_lines(jobs[0].settings.steps), parallel.device(),
-                                    options.checkpoint_seconds, painting, going_on))
+    try:
+        with stopping.gently():
+            report = train_to_file(jobs, make, out, progress_lines(jobs[0].settings.steps), parallel.device(),
+                                   options.checkpoint_seconds, painting, going_on)
+        report = measured(report)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(kept(out)) from stop
     if parallel.world()[0] == 0:
         print(f"\n{report.as_text()}\n\nwritten: {out} ({out.stat().st_size / 1e6:.1f} MB), "
               f"{out.stem}.report.json and {out.stem}.report.svg beside it")
+
+
+def kept(out: Path) -> str:
+    """What a stopped run leaves, in words."""
+    if out.exists():
+        return f"stopped; {out.name} is written, and the same command measures what is not measured yet"
+    if checkpoint_of(out).exists():
+        return f"stopped; the same command goes on from {checkpoint_of(out).name}"
+    if painted_of(out).exists():
+        return "stopped; nothing is learned yet, and the same command goes on with the pictures painted so far"
+    return "stopped; nothing is learned yet, and the same command begins anew"
 
 
 def train_stored(arguments: Sequence[str] | None = None) -> None:
@@ -109,6 +131,7 @@ def train_stored(arguments: Sequence[str] | None = None) -> None:
 
 def main(train=train_stored) -> None:
     """Run a training command; a user's mistake is one sentence and exit status 1."""
+    stopping.terminable()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         with parallel.together():
@@ -116,8 +139,8 @@ def main(train=train_stored) -> None:
     except SaeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped; nothing is written", file=sys.stderr)
         sys.exit(130)
 
 

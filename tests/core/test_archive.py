@@ -77,6 +77,15 @@ def test_the_package_does_nothing_outside_comfyui():
     assert done.stdout.strip() == "None"
 
 
+def test_a_comfyui_that_is_too_old_is_told_so(tmp_path):
+    (tmp_path / "folder_paths.py").touch()
+    code = ("import importlib.util as u; s = u.spec_from_file_location('x', '__init__.py'); "
+            "m = u.module_from_spec(s); s.loader.exec_module(m)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False,
+                          env={"PYTHONPATH": str(tmp_path)})
+    assert "ImportError: SAEmnesia needs ComfyUI 0.3.48 or newer: update ComfyUI" in done.stderr
+
+
 def test_example_workflows_use_only_our_and_stock_nodes_and_our_model():
     for path in (REPO / "example_workflows").glob("*.json"):
         kinds = {node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]}

@@ -3,6 +3,8 @@ import contextlib
 import json
 import math
 import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,13 +13,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_models.concepts import ARROW, Choice, Concept, Statistics, find, format_choices, mentioned, parse
+from sae_models.concepts import (
+    ARROW,
+    Choice,
+    Concept,
+    Statistics,
+    find,
+    format_choices,
+    mentioned,
+    parse,
+    refuse_twice,
+)
 from sae_models.errors import SaeError
 
 NAMES = st.text(st.characters(blacklist_characters=",:#\n\r", blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")),
                 min_size=1, max_size=12).filter(lambda name: not re.search(ARROW, name))
 STRENGTHS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-CASES = json.loads((Path(__file__).parents[1] / "choices.json").read_text("utf-8"))
+REPO = Path(__file__).parents[2]
+CASES = json.loads((REPO / "tests" / "choices.json").read_text("utf-8"))
 TABLE = (Concept("cat", (3,), "object"), Concept("dog", (5, 8), "object"), Concept("noto style", (1,), "style"))
 
 
@@ -92,7 +105,8 @@ def test_concepts_are_found_in_any_case_and_latents_by_number():
 
 @pytest.mark.parametrize(("name", "says"), [
     ("catt", "x has no concept 'catt'; nearest: cat"), ("noto", "nearest: noto style"),
-    ("#10", "latents #0 to #9"), ("#x", "latents #0 to #9"),
+    ("#10", "latents #0 to #9"), ("#x", "latents #0 to #9"), ("#" + 4301 * "1", "latents #0 to #9, got '#111"),
+    ("#\u0661", "latents #0 to #9"),
 ])
 def test_an_unknown_concept_names_the_nearest(name, says):
     with pytest.raises(SaeError, match=says):
@@ -120,3 +134,30 @@ def test_stepped_statistics_are_constant_around_each_level():
     stepped = TWO_LEVELS.stepped()
     at = [float(stepped.at(sigma, stepped.thresholds)) for sigma in (0.01, 0.1, 0.99, 1.01, 10.0, math.inf)]
     assert at == pytest.approx([1, 1, 1, 3, 3, 3])
+
+
+@pytest.mark.parametrize("text", ["cat:{}", "{}:loud", "c\x07{}", "({}:1.2)"])
+def test_a_sentence_repeats_little_of_what_somebody_wrote_and_nothing_that_cannot_be_seen(text):
+    with pytest.raises(SaeError) as raised:
+        parse(text.format(10_000 * "x"))
+    assert len(str(raised.value)) < 850 and str(raised.value).isprintable()
+
+
+def test_many_names_are_compared_in_proportion_to_their_number():
+    began = time.monotonic()
+    with pytest.raises(SaeError, match="'c5' is listed twice"):
+        refuse_twice([*(f"c{i}" for i in range(20_000)), "C5"])
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not here; tests/host/test_widget.py asks the page")
+def test_the_page_reads_the_cases_as_python_does():
+    code = """const { key, parse } = await import(process.argv[1]), texts = JSON.parse(process.argv[2])
+        console.log(JSON.stringify(texts.map(parse).map((items) => items.some(({ refused }) => refused) ? null
+            : items.map(({ name, strength, kind }) => [key(name), strength ? Number(strength) : null, kind]))))"""
+    said = subprocess.run(["node", "--input-type=module", "-e", code, str(REPO / "web" / "js" / "concept_text.js"),
+                           json.dumps([case["text"] for case in CASES])], capture_output=True, text=True, check=True)
+    for case, items in zip(CASES, json.loads(said.stdout), strict=True):
+        folded = [[name.casefold(), *rest] for name, *rest in case.get("choices", [])]
+        twice = items is not None and len({name for name, *_ in items}) < len(items)
+        assert (not items or twice) if "says" in case else items == folded, case

@@ -1,10 +1,13 @@
 """Chunks in memory and on disk."""
 import json
 import os
+import threading
+import time
 
 import pytest
 import torch
 from made_maps import make_maps
+from safetensors.torch import save_file
 
 from sae_models import storage
 from sae_models.errors import SaeError
@@ -89,3 +92,51 @@ def test_a_batch_comes_from_every_chunk_and_is_the_same_for_a_seed():
     assert same(batch, window.batch(500, 7)) and not same(batch, window.batch(500, 8))
     halves = [window.batch(500, 7, slice(i, None, 2)) for i in (0, 1)]
     assert torch.equal(batch.tokens[0::2], halves[0].tokens) and torch.equal(batch.tokens[1::2], halves[1].tokens)
+
+
+def test_what_a_kill_left_half_written_goes_when_it_is_old_and_ours(tmp_path):
+    old = time.time() - 2 * storage.DAY
+    for name, inside in {"a.safetensors.part": ".tmpAb12Cd", "b.safetensors.part": "b.safetensors",
+                         "my pictures.part": "cat.png", "young.json.part": "young.json"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / inside).write_bytes(b"half")
+        if "young" not in name:
+            os.utime(tmp_path / name, (old, old))
+    (tmp_path / "download.part").write_bytes(b"somebody else's")
+    os.utime(tmp_path / "download.part", (old, old))
+    storage.write_tensors(tmp_path / "sae.safetensors", {"x": torch.ones(3)})
+    assert {path.name for path in tmp_path.iterdir()} == {"sae.safetensors", "my pictures.part", "young.json.part",
+                                                         "download.part"}
+    storage.write_json(tmp_path / "young.json", {})
+    assert not (tmp_path / "young.json.part").exists()
+
+
+def test_nothing_is_half_written_beside_a_file(tmp_path):
+    """safetensors writes `.tmpXXXXXX` beside the path that it gets, which a kill would leave there for good."""
+    seen = set()
+    writing = threading.Thread(target=storage.write_tensors, args=(tmp_path / "a.safetensors",
+                                                                   {"x": torch.zeros(10**7)}))
+    writing.start()
+    while writing.is_alive():
+        seen |= set(os.listdir(tmp_path))
+    assert seen <= {"a.safetensors", "a.safetensors.part"} and os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["folder", "x" * 300, "\ud800"])
+def test_what_cannot_be_written_is_noticed_beforehand(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SaeError, match="cannot be written to"):
+        storage.check_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(("what", "change"), [
+    ("without", lambda maps: maps.without[:, 1:]), ("unsaid", lambda maps: maps.unsaid + 100),
+    ("labels", lambda maps: maps.labels[:5]), ("sigmas", lambda maps: maps.sigmas[None]),
+])
+def test_a_chunk_whose_tensors_do_not_belong_together_is_damaged(tmp_path, what, change):
+    shards = Shards(tmp_path, make_maps, ABOUT)
+    maps = shards.make(0)
+    save_file(as_dict(maps) | {what: change(maps).contiguous()}, shards.path(0))
+    with pytest.raises(SaeError, match="maps-00000.safetensors .* is damaged"):
+        shards.make(0)

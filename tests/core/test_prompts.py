@@ -1,5 +1,6 @@
 """Concept lists and templates that people write, and the prompts they become."""
 import contextlib
+import itertools
 import time
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_models.errors import SaeError
+from sae_models.learning import prompts
 from sae_models.learning.prompts import Subject, default_templates, expand, parse_subjects, understood
 
 CANVAS = "cat = a cat\noctopus = an octopus\nnoto style, mono style"
@@ -62,10 +64,10 @@ def test_reading_takes_time_in_proportion_to_the_text(text):
 
 
 def test_every_choice_of_concepts_is_a_prompt_with_each_left_out_once():
-    prompts = expand("{object}, {style}", parse_subjects(CANVAS))
-    assert len(prompts) == 4
-    assert prompts[2].text == "an octopus, noto style" and prompts[2].said == (1, 2)
-    assert prompts[2].without == ("noto style", "an octopus")
+    made = expand("{object}, {style}", parse_subjects(CANVAS))
+    assert len(made) == 4
+    assert made[2].text == "an octopus, noto style" and made[2].said == (1, 2)
+    assert made[2].without == ("noto style", "an octopus")
 
 
 def test_words_instead_of_a_concept_take_its_place():
@@ -90,6 +92,8 @@ def test_two_slots_of_a_kind_never_say_the_same_concept():
     ("cat, noto style", "{object}\na {object}", "no prompt says 'noto style'"),
     ("cat", "{}", "at least 2 prompts"),
     (", ".join(f"c{i}" for i in range(30)), "{} {} {}", "makes 24360 prompts"),
+    (", ".join(f"c{i}" for i in range(1000)), "{} {} {} {} {}", "makes over a million million prompts"),
+    (", ".join(f"c{i}" for i in range(10_001)), "{}", "at most 10000 can be learned at once"),
 ])
 def test_a_mistake_gets_a_sentence(concepts, templates, sentence):
     with pytest.raises(SaeError, match=sentence):
@@ -114,17 +118,39 @@ def test_what_is_written_is_read_back(items):
 @given(st.text(max_size=60), st.text(max_size=40))
 def test_any_text_is_read_or_refused_with_a_sentence(concepts, templates):
     try:
-        prompts = expand(templates, parse_subjects(concepts))
+        made = expand(templates, parse_subjects(concepts))
     except SaeError:
         return
-    assert all(len(prompt.said) == len(prompt.without) >= 1 for prompt in prompts)
+    assert all(len(prompt.said) == len(prompt.without) >= 1 for prompt in made)
 
 
 def test_words_that_joined_what_is_left_out_go_with_it():
     subjects = parse_subjects("a cat, a dog")
-    prompts = expand("a photo of {object} and {object}\na street with {object}\n{} by the sea", subjects)
-    both, street, sea = prompts[0], prompts[2], prompts[4]
+    made = expand("a photo of {object} and {object}\na street with {object}\n{} by the sea", subjects)
+    both, street, sea = made[0], made[2], made[4]
     assert both.text == "a photo of a cat and a dog"
     assert both.without == ("a photo of a dog", "a photo of a cat")
     assert street.without == ("a street",)
     assert sea.without == ("by the sea",)
+
+
+@pytest.mark.parametrize(("slots", "kinds"), [
+    (["object", ""], {"object": 2, "style": 1}), (["", "object", "style"], {"object": 2, "style": 2}),
+    (["", ""], {"object": 1}), (["object"] * 3, {"object": 2, "style": 5}), ([""] * 40, {"object": 39, "style": 1}),
+])
+def test_prompts_are_counted_before_they_are_made(slots, kinds):
+    subjects = [Subject(f"{kind} {i}", kind, "x") for kind, count in kinds.items() for i in range(count)]
+    template, began = " ".join(f"{{{slot}}}" for slot in slots), time.monotonic()
+    if len(slots) < 5:
+        choices = [[i for i, s in enumerate(subjects) if slot in ("", s.kind)] for slot in slots]
+        picks = [pick for pick in itertools.product(*choices) if len(set(pick)) == len(pick)]
+        assert [prompt.said for prompt in prompts._filled(template, subjects)] == picks
+    with contextlib.suppress(SaeError):
+        expand(template, subjects)
+    assert time.monotonic() - began < 1
+
+
+def test_templates_that_make_too_many_prompts_together_are_refused(monkeypatch):
+    monkeypatch.setattr(prompts, "MOST_OF_ALL", 20)
+    with pytest.raises(SaeError, match="the templates make more than 20 prompts"):
+        expand("{} and {}\n{} with {}", parse_subjects("cat, dog, bear, fox"))

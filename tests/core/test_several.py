@@ -257,6 +257,30 @@ def test_what_was_measured_is_added_to_file_and_report_and_nothing_else_changes(
     assert finished(jobs(), own)
 
 
+def test_what_a_kill_after_the_last_step_left_goes_when_the_command_is_run_again(own):
+    checkpoint_of(own).write_bytes(b"half a gigabyte")
+    train_to_file(jobs(), make, own, ignore)
+    assert not checkpoint_of(own).exists()
+
+
+@pytest.mark.parametrize("change", [{"concepts": []}, {"concepts": [{"name": 3}]}, {"fvu": "x"}, {"curve": [{}]},
+                                    {"curve": [{"step": None}]}, {"places": [1]}, {"dead": 10**400}])
+def test_a_damaged_report_is_one_sentence(own, change):
+    path = report_of(own)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SaeError, match="sae.report.json .* is damaged"):
+        from_json(path)
+
+
+@pytest.mark.parametrize("change", [{"subjects": 3}, {"subjects": [{"name": "a,b", "kind": "", "said": "a"}]},
+                                    {"chunks": "2"}, {"held_out": [[]]}, {"about": []}, {"hookpoint": None}])
+def test_a_damaged_index_is_one_sentence(tmp_path, change):
+    origin = Origin(SUBJECTS, D_IN, FIRST, "sd15", False, 2, [9], {"model": "toy"})
+    (tmp_path / "index.json").write_text(json.dumps(origin.as_json() | change, default=dataclasses.asdict))
+    with pytest.raises(SaeError, match="index.json is damaged"):
+        stored(tmp_path)
+
+
 def storage_of(path: Path) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in load_file(path).items()}
 

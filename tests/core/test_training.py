@@ -161,6 +161,19 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         trainer(SHORT).resume(path)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_checkpoint_in_which_one_bit_is_another_is_refused(tmp_path, share):
+    path = tmp_path / "run.safetensors"
+    run = trainer(SHORT)
+    with pytest.raises(Stopped):
+        run.run(stop_at(40), lambda now=False: run.save(path))
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SaeError, match="checkpoint run.safetensors .* is damaged"):
+        trainer(SHORT).resume(path)
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     def make(i: int) -> Maps:
         maps = make_maps(i)

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,23 @@ def test_a_damaged_torch_file_is_read_or_one_sentence(tmp_path, cut, flips):
         assert read_any(path)[0].config == random_sae().config
     except SaeError as error:
         assert str(error) and "\n" not in str(error)
+
+
+def packed(path, source):
+    """The archive with its parts packed: zeros take no room."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+
+
+def test_a_small_file_that_becomes_gigabytes_is_not_opened(tmp_path):
+    torch.save({"W_dec": torch.zeros(1000, 1000)}, tmp_path / "plain.pt")
+    packed(tmp_path / "packed.pt", tmp_path / "plain.pt")
+    torch.save({"W_dec": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "repeated.pt")
+    dump(tmp_path / "repeated.pkl", {"Cats": torch.zeros(1).expand(10, 100, 10**7)})
+    for name in ("packed.pt", "repeated.pt"):
+        assert (tmp_path / name).stat().st_size < 10_000
+        with pytest.raises(SaeError, match=f"{name} .*so it is not opened"):
+            read_any(tmp_path / name)
+    with pytest.raises(SaeError, match="repeated.pkl has a tensor of shape .* larger than what the file holds of it"):
+        papers.read_means(tmp_path / "repeated.pkl")

@@ -1,12 +1,15 @@
 """Erasing at every cross-attention in a real ComfyUI, from one file of several places; and beside other nodes."""
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from canvas_graphs import erase, graph, latents, then
 from host_graphs import node
+from safetensors import safe_open
 from safetensors.torch import save_file
-from small_model import ATTENTIONS, HOOKPOINT, NAME, write_controlnet, write_places
+from small_model import ATTENTIONS, HOOKPOINT, NAME, write_controlnet, write_places, write_sae
 from test_erase_in_comfyui import ACTUATORS, CAT, area, same_edit
 
 from sae_models import read_header, read_headers
@@ -216,6 +219,32 @@ def test_the_picker_is_told_each_concept_once_and_at_how_many_places(host):
     assert told["concepts"][0]["measured"] is None
     one = host.get_json(f"/saemnesia/concepts?sae={NAME}")
     assert (one["places"], one["hookpoint"]) == (1, HOOKPOINT)
+
+
+def test_while_a_large_file_is_read_the_server_answers_and_no_answer_says_where_files_are(host):
+    path = SAES / "test-large.safetensors"
+    write_sae(path)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["saemnesia"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about["concepts"] = [{"name": f"c{i}", "latents": [1]} for i in range(90_000)]
+    tensors |= {name: torch.zeros(90_000, tensors[name].shape[1]) for name in ("concept_thresholds", "concept_means")}
+    save_file(tensors, path, {"saemnesia": json.dumps(about)})
+    with ThreadPoolExecutor(1) as pool:
+        asked, began = pool.submit(host.get_json, f"/saemnesia/concepts?sae={path.name}"), time.monotonic()
+        waits = []
+        while not asked.done():
+            at = time.monotonic()
+            host.get_json("/queue")
+            waits.append(time.monotonic() - at)
+        took = time.monotonic() - began
+    assert len(asked.result()["concepts"]) == 90_000
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(HostError) as raised:
+        host.get(f"/saemnesia/concepts?sae={path.name}")
+    path.unlink()
+    assert "cannot be read as safetensors" in str(raised.value) and str(SAES) not in str(raised.value)
+    assert max(waits) < took / 2, (waits, took)
 
 
 def exported(host, concepts: str, sae: str, name: str = "test exported"):

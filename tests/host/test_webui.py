@@ -4,8 +4,11 @@ One test a row of what was measured on the real hosts: the script's life cycle, 
 models, and the ways in which an extension silently does not erase.
 """
 import logging
+import os
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -460,7 +463,7 @@ def test_a_model_without_a_unet_gives_no_picture(webui):
         def forward(self, x, t, context=None):
             return x
     webui.shared.sd_model = sd_model(Other())
-    with pytest.raises(SaeError, match="is a block of a UNet"):
+    with pytest.raises(SaeError, match="works on SD 1.x, 2.x and SDXL so far; this model is a "):
         webui.generate(*CAT)
     webui.shared.sd_model = SimpleNamespace(model=SimpleNamespace(diffusion_model=Other().forward), sgm=False)
     with pytest.raises(SaeError, match="cannot find the UNet of this model"):
@@ -825,3 +828,40 @@ def test_files_below_the_folder_are_listed_and_none_beside_it(webui, models):
     (models / "sae" / "animals.activations" / "maps-00000.safetensors").touch()
     assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors", PLACES]
     assert files.names(models / "nowhere") == []
+
+
+@pytest.mark.parametrize(("setting", "text"), [
+    ("start", "abc"), ("start", "nan"), ("end", "7"), ("actuator", "explode"), ("apply_to", ""),
+])
+def test_a_pasted_value_that_is_none_leaves_the_rest_of_the_text(webui, models, caplog, setting, text):
+    from saemnesia_webui import infotext, settings
+    given = {"SAEmnesia sae": SAE, "SAEmnesia concepts": "cat", infotext.key(setting): text}
+    read_back = pasted(webui, models, given)
+    assert read_back == settings.DEFAULTS | {"enabled": True, "sae": [SAE], "concepts": "cat"}
+    assert f"'{infotext.key(setting)}' of the pasted text is left out" in caplog.text
+
+
+def test_a_new_file_is_hashed_once_however_many_ask(webui, models, monkeypatch):
+    from saemnesia_webui import files
+    path, reads = models / "sae" / "new.safetensors", []
+    path.write_bytes(bytes(10**6))
+    real = files.hashlib.sha256
+
+    def slowly():
+        reads.append(1)
+        time.sleep(0.2)
+        return real()
+    monkeypatch.setattr(files.hashlib, "sha256", slowly)
+    with ThreadPoolExecutor(50) as pool:
+        assert len(set(pool.map(files.short_hash, [path] * 50))) == 1
+    path.unlink()
+    assert len(reads) == 1
+
+
+def test_a_file_whose_name_is_no_text_is_not_listed(webui, models):
+    """Some hosts could not answer at all with it among the names."""
+    from saemnesia_webui import files
+    odd = os.fsencode(models / "sae") + b"/odd\xff.safetensors"
+    with open(odd, "wb"):
+        assert not [name for name in files.names(models) if "odd" in name]
+    os.unlink(odd)

@@ -143,7 +143,7 @@ def test_without_any_sae_there_is_a_sidebar_that_a_pasted_text_can_fill(folder, 
 
 
 def test_routes_list_saes_and_concepts(served):
-    saes, concepts, outside, unread, misspelt = served.said["open"]
+    saes, concepts, outside, unread, misspelt, damaged = served.said["open"]
     assert saes == [200, {"saes": ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]}]
     assert concepts[0] == 200 and concepts[1]["base"] == "sd15" and len(concepts[1]["hash"]) == 10
     assert (concepts[1]["places"], concepts[1]["hookpoint"]) == (1, "up_blocks.0.attentions.1")
@@ -151,11 +151,16 @@ def test_routes_list_saes_and_concepts(served):
     assert outside[0] == 400 and "there is no SAE '../x'" in outside[1]["detail"]
     assert unread[0] == 400 and "'b' in 'a:b' is not a strength" in unread[1]["detail"]
     assert misspelt[0] == 400 and "there is no setting 'word'; did you mean 'words'" in misspelt[1]["detail"]
+    assert damaged[0] == 400 and "damaged.safetensors cannot be read" in damaged[1]["detail"]
+
+
+def test_no_answer_to_an_api_user_says_where_files_are(served, models):
+    assert not [answer for answer in served.said["open"] if str(models.parent) in json.dumps(answer)]
 
 
 def test_routes_ask_for_the_hosts_api_login(served):
-    assert [status for status, _ in served.said["closed"]] == [401] * 5
-    assert [status for status, _ in served.said["wrong"]] == [401] * 5
+    assert [status for status, _ in served.said["closed"]] == [401] * 6
+    assert [status for status, _ in served.said["wrong"]] == [401] * 6
     assert served.said["login"] == served.said["open"]
 
 

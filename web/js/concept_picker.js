@@ -7,7 +7,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { figures } from "./concept_figures.js"
-import { choose, drop, isStrength, key, near, parse } from "./concept_text.js"
+import { byName, choose, drop, isStrength, key, near, parse } from "./concept_text.js"
 import { followMode } from "./node_look.js"
 import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
 import { say } from "./words.js"
@@ -195,9 +195,10 @@ class Picker {
   draw() {
     const items = parse(this.text.value)
     this.drawOthers(items)
-    for (const [name, row] of this.rows) this.drawRow(row, items.filter((item) => key(item.name) === name))
+    const [chosen, search] = [byName(items), key(this.search.value)]
+    for (const [name, row] of this.rows) this.drawRow(row, chosen.get(name) ?? [], search)
     this.arrange()
-    this.count.textContent = say("{count} chosen", { count: new Set(items.map((item) => key(item.name))).size })
+    this.count.textContent = say("{count} chosen", { count: chosen.size })
     this.clear.disabled = !items.length
   }
 
@@ -244,7 +245,7 @@ class Picker {
     this.rows.delete(name)
   }
 
-  drawRow(row, items) {
+  drawRow(row, items, search) {
     const range = this.range()
     const strength = items[0]?.strength ?? ""
     row.tick.checked = items.length > 0
@@ -256,7 +257,7 @@ class Picker {
     row.strength.title = say(range.hint)
     row.strength.ariaInvalid = String(!isStrength(strength, range))
     if (row.strength !== document.activeElement) row.strength.value = strength
-    row.root.hidden = !row.words.includes(key(this.search.value))
+    row.root.hidden = !row.words.includes(search)
   }
 
   /** Why the node would not take a swap; "" where it would, or there is none. */

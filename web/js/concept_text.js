@@ -14,8 +14,10 @@ const NUMBER = /^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?$/i
 const UNSEEN = /[\p{Cc}\p{Cs}]/u
 const KINDS = ["object", "style"]
 
-/** What makes two names the same concept: case does not matter. */
-export const key = (name) => name.trim().toLowerCase()
+/** What makes two names the same concept: case does not matter, as Python's casefold has it: `STRASSE` is `straße`. */
+export const key = (name) => [...strip(name)].map(fold).join("")
+
+const fold = (letter) => letter === "ı" ? letter : letter.toLowerCase().toUpperCase().toLowerCase()
 
 /**
  * [{ raw, name, kind, strength, into, refused }] in the order of the text. A strength is text too, "" where none is
@@ -24,6 +26,17 @@ export const key = (name) => name.trim().toLowerCase()
  */
 export function parse(text) {
   return text.replace(DECIMAL_COMMA, "$1.").split(SEPARATOR).map(strip).filter(Boolean).map(parseItem)
+}
+
+/** Map from each name's key to its items. */
+export function byName(items) {
+  const found = new Map()
+  for (const item of items) {
+    const name = key(item.name)
+    if (!found.has(name)) found.set(name, [])
+    found.get(name).push(item)
+  }
+  return found
 }
 
 /** `text` without the space at its edges that Python takes for space; trim() takes other characters. */
