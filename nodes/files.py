@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.concepts import refuse_unseen
 from ..sae_models.errors import SaeError
-from ..sae_models.formats import Header
+from ..sae_models.formats import LOOKED_FOR, Header, offered
 
 FOLDER = "sae"
 NONE = "(no file in models/sae yet)"
@@ -26,12 +26,12 @@ def register_folder() -> None:
     paths = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))[0]
     default = str(Path(folder_paths.models_dir) / FOLDER)
     merged = [*paths, *(path for path in [default] if path not in paths)]
-    folder_paths.folder_names_and_paths[FOLDER] = (merged, {".safetensors"})
+    folder_paths.folder_names_and_paths[FOLDER] = (merged, set(LOOKED_FOR))
 
 
 def choices() -> list[str]:
     """What can be chosen: the files, or words that say that there is none."""
-    names = folder_paths.get_filename_list(FOLDER)
+    names = offered(folder_paths.get_filename_list(FOLDER))
     return [name for name in names if not Path(name).parts[0].endswith(ACTIVATIONS)] or [NONE]
 
 
@@ -63,6 +63,11 @@ def without_folders(text: str) -> str:
     return text
 
 
+def folder() -> Path:
+    """Where files are written to."""
+    return Path(folder_paths.models_dir) / FOLDER
+
+
 def new_path(name: str) -> Path:
     """Where an SAE of that name is to be written: models/sae/NAME.safetensors.
 
@@ -74,12 +79,12 @@ def new_path(name: str) -> Path:
         raise SaeError(f"'{name[:80]}' is no file name: write a name without / \\ : * ? \" < > |")
     if len(plain.encode()) > LONGEST:
         raise SaeError(f"'{plain[:40]}...' is too long for a file name: write at most {LONGEST} letters")
-    folder = Path(folder_paths.models_dir) / FOLDER
+    out = folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SaeError(f"there is no folder {folder} and none can be made ({error.strerror})") from error
-    return folder / f"{plain}.safetensors"
+        raise SaeError(f"there is no folder {out} and none can be made ({error.strerror})") from error
+    return out / f"{plain}.safetensors"
 
 
 def changed(path: Path) -> float:

@@ -1,4 +1,5 @@
-"""What the page asks the server: what an SAE file is for, and its concepts by name; which blocks a checkpoint has."""
+"""What the page asks the server: what an SAE file is for, and its concepts by name; which blocks a checkpoint has;
+which SAEs are published, and to bring one of them here. Only `POST /saemnesia/download` makes a request of another server."""
 import asyncio
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,11 @@ from aiohttp import web
 from server import PromptServer
 
 from ..sae_models.errors import SaeError
+from ..sae_models.hub import catalogue, entry_called
+from ..sae_models.hub.running import Downloads
 from . import family, files
+
+DOWNLOADS = Downloads()
 
 
 @PromptServer.instance.routes.get("/saemnesia/concepts")
@@ -35,7 +40,6 @@ def _told(asked: Mapping[str, str]) -> dict[str, Any]:
     return sae.listed() | {"about": sae.about(), "unfit": sae.unfit(base, checkpoint)}
 
 
-
 @PromptServer.instance.routes.get("/saemnesia/blocks")
 async def blocks(request: web.Request) -> web.Response:
     """GET ?checkpoint=NAME&folder=checkpoints -> the hookpoints of its cross-attention blocks, [] where that cannot be
@@ -43,3 +47,30 @@ async def blocks(request: web.Request) -> web.Response:
     asked = request.query
     named = asked.get("folder", "checkpoints"), asked.get("checkpoint", "")
     return web.json_response(await asyncio.to_thread(family.blocks_of_checkpoint, *named))
+
+
+@PromptServer.instance.routes.get("/saemnesia/catalogue")
+async def published(request: web.Request) -> web.Response:
+    """GET -> {saes: [{name, base, model, blocks, knows, size, licence, repository, file, pickled, there}]}."""
+    return web.json_response({"saes": [entry.listed() | {"there": files.there(entry.weights)}
+                                       for entry in catalogue()]})
+
+
+@PromptServer.instance.routes.get("/saemnesia/download")
+async def downloaded(request: web.Request) -> web.Response:
+    """GET -> how far the last one is: {name, done, total, running, file, error}."""
+    return web.json_response(DOWNLOADS.as_json())
+
+
+@PromptServer.instance.routes.post("/saemnesia/download")
+async def download(request: web.Request) -> web.Response:
+    """POST {name} begins it, {stop: true} ends it -> as GET, or 400 {error}."""
+    asked = await request.json()
+    try:
+        if asked.get("stop"):
+            DOWNLOADS.stop()
+        else:
+            DOWNLOADS.start(entry_called(str(asked.get("name"))), files.folder())
+    except SaeError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    return web.json_response(DOWNLOADS.as_json())

@@ -9,6 +9,7 @@ from threading import Lock
 from sae_models import SaeError
 from sae_models.adapter import LoadedSae
 from sae_models.errors import plain
+from sae_models.formats import LOOKED_FOR, offered
 
 FOLDER = "sae"
 HASH_DIGITS = 10
@@ -17,12 +18,13 @@ _HASHING = Lock()
 
 
 def names(models: Path) -> list[str]:
-    """Every .safetensors below `models`/sae, as a path with / from there; links to folders are followed. What *Train*
-    keeps in ComfyUI to learn from is none."""
+    """Every file below `models`/sae that can be chosen, as a path with / from there, pickles last; links to folders are
+    followed. What *Train* keeps in ComfyUI to learn from is none."""
     root = models / FOLDER
     found = (Path(folder, name).relative_to(root) for folder, _, files in os.walk(root, followlinks=True)
-             for name in files if name.endswith(".safetensors") and plain(name) == name)
-    return sorted((path.as_posix() for path in found if not path.parts[0].endswith(".activations")), key=str.casefold)
+             for name in files if name.lower().endswith(LOOKED_FOR) and plain(name) == name)
+    return offered(sorted((path.as_posix() for path in found if not path.parts[0].endswith(".activations")),
+                          key=str.casefold))
 
 
 def split(text: str) -> list[str]:

@@ -15,7 +15,8 @@ from sae_models import Concept, SaeError, parse
 from sae_models.adapter import LoadedSae
 from sae_models.concepts import format_choices
 
-from . import files, host, infotext
+from . import downloads, files, host, infotext
+from .downloads import message as _message
 from .find import Finder, Found, Progress, Wish
 from .job import fits, shared_out
 from .settings import CHOICES, DEFAULTS
@@ -72,6 +73,7 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
             hookpoint = gr.Textbox(DEFAULTS["hookpoint"], label="Hookpoint", elem_id=elem_id("hookpoint"),
                                    placeholder="empty: the SAE's file says it")
             wish = _wishes(elem_id)
+        published = downloads.build(elem_id)
     components = dict(zip(DEFAULTS, (enabled, sae, concepts, actuator, start, end, apply_to, hires, hookpoint),
                           strict=True))
 
@@ -86,6 +88,15 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
     def find(words: str, told_from: str, pictures: float, side: float, cfg: float, chosen: list[str] | None,
              text: str) -> Iterator[tuple]:
         yield from finding(finder, Wish(words, told_from, int(pictures), int(side), float(cfg)), chosen or [], text)
+    def download(which: str | None) -> Iterator[tuple]:
+        for now in downloads.downloading(models, which):
+            if isinstance(now, str):
+                yield now, gr.update(), gr.update()
+            else:
+                yield _message(f"{now.name} is there, and chosen."), \
+                    gr.update(choices=files.names(models), value=[now.file]), relist([now.file])
+    published.begin.click(download, inputs=[published.which], outputs=[published.status, sae, listed],
+                          show_progress=False)
     for part in (sae, enabled):
         part.change(relist, inputs=[sae], outputs=[listed], show_progress=False)
     refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
@@ -202,10 +213,6 @@ def _about(sae: LoadedSae, named: bool) -> str:
         return _message(f"{said} It fits the loaded checkpoint." if model is not None and fits(sae, model) else said)
     except SaeError as error:
         return _message(said) + _message(f"It does not fit the loaded checkpoint: {error}", "saemnesia-error")
-
-
-def _message(text: str, kind: str = "") -> str:
-    return f'<div class="{f"saemnesia-message {kind}".strip()}">{escape(text)}</div>'
 
 
 def _group(title: str, concepts: list[Concept]) -> str:

@@ -1,6 +1,6 @@
 """Make a .safetensors of what is published as a pickle: once, by hand, and in no host.
 
-    python -m sae_models.convert SOURCE DEST [--concepts cls_latents_dict_HOOK.pkl] [--params class_params.pth]
+    python -m sae_models.convert SOURCE [DEST] [--concepts cls_latents_dict_HOOK.pkl] [--params class_params.pth]
 
 A pickled SAE (dictionary_learning's `ae.pt`, sdxl-unbox's `state_dict.pth`) becomes the same tensors beside the same
 configuration and is then read like any published folder (`sae_models.formats`). The papers' concept side is added to it
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import SaeError
 from ..formats import Header, read_sae
-from ..formats.layouts import hookpoint_in, layout_of
+from ..formats.layouts import ORIGIN, hookpoint_in, layout_of
 from ..sae import Sae
 from . import pickles
 
@@ -35,8 +35,9 @@ def read_any(path: Path) -> tuple[Sae, Header]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"{path.stem}.safetensors"
         save_file({name: tensors[name].clone(memory_format=torch.contiguous_format) for name in layout.names}, copy)
-        if path.with_name(layout.sidecar).is_file():
-            shutil.copy(path.with_name(layout.sidecar), folder)
+        for beside in (path.with_name(layout.sidecar), path.with_name(ORIGIN)):
+            if beside.is_file():
+                shutil.copy(beside, folder)
         try:
             sae, header = read_sae(copy)
         except SaeError as error:

@@ -15,6 +15,7 @@ from . import papers, read_any
 
 def convert(wanted: argparse.Namespace) -> str:
     """Write `wanted.dest`; the line that says what was done."""
+    wanted.dest = wanted.dest or beside(wanted.source)
     if wanted.dest.suffix != ".safetensors":
         raise SaeError(f"expected a name that ends with .safetensors for what is written, got {wanted.dest.name}")
     if not wanted.dest.parent.is_dir():
@@ -32,10 +33,21 @@ def convert(wanted: argparse.Namespace) -> str:
             f"{header.hookpoint or 'an unknown block'}, {len(header.concepts)} concepts")
 
 
+def beside(source: Path) -> Path:
+    """The .safetensors of the same name.
+
+    Raises SaeError where the source is one itself, or something has that name already.
+    """
+    dest = source.with_suffix(".safetensors")
+    if dest.exists():
+        raise SaeError(f"{dest} is there already: say after {source.name} which file to write")
+    return dest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sae_models.convert", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="ae.pt, state_dict.pth, or any .safetensors SAE")
-    parser.add_argument("dest", type=Path, help="the .safetensors to write")
+    parser.add_argument("dest", type=Path, nargs="?", help="the .safetensors to write; beside the source unless given")
     parser.add_argument("--concepts", type=Path, help="the papers' cls_latents_dict_....pkl")
     parser.add_argument("--params", type=Path, help="the papers' class_params.pth: how many latents a concept has")
     parser.add_argument("--kind", default="object", choices=("object", "style"), help="what the concepts are")

@@ -3,9 +3,13 @@
 A pickle is a program that may call any function by its name. torch's own files are read weights-only. The papers'
 `.pkl` holds tensors as Python's pickle writes them, which is a call to rebuild a tensor and, inside it, a call to load
 its numbers: only these two names are known here, and both mean functions of this module.
+
+Weights-only reading was not safe in torch before 2.6 (CVE-2025-32434) and before 2.10 (CVE-2026-24747): there nothing
+is opened. What torch says of a file that it refuses is not repeated: it says how to open that file all the same.
 """
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +20,23 @@ from torch import Tensor
 
 from ..errors import SaeError
 
+SAFE_TORCH = (2, 10)
+
+
+def check_torch() -> None:
+    """Raises SaeError where this torch can be made to run what is hidden in a pickle."""
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
+        raise SaeError(f"torch {torch.__version__} can be made to run what is hidden in a pickle (CVE-2025-32434, "
+                       f"CVE-2026-24747), so nothing is opened: run this with a Python that has torch "
+                       f"{'.'.join(map(str, SAFE_TORCH))} or newer")
+
 
 def load_torch(path: Path) -> Any:
     """What torch saved, on the CPU, with nothing but tensors and plain values in it.
 
-    Raises SaeError for anything else.
+    Raises SaeError for anything else, and where torch is too old to read it safely.
     """
+    check_torch()
     try:
         _refuse_packed(path, path.name)
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -32,15 +47,17 @@ def load_torch(path: Path) -> Any:
     except FileNotFoundError as error:
         raise SaeError(f"there is no file {path.name} in {path.parent}") from error
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
-        raise SaeError(f"{path.name} is damaged, or holds more than tensors, so it is not opened "
-                       f"({_first_line(error)})") from error
+        asked = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+        raise SaeError(f"{path.name} is damaged, or holds more than tensors, so it is not opened"
+                       f"{f' (it asks for {asked[1]})' if asked else ''}: ask its authors for another") from None
 
 
 def load_tensors(path: Path, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The tensors of a pickled {name: tensor}, each reduced as soon as it is read, so that one is held at a time.
 
-    Raises SaeError for a file that holds, or asks for, anything else.
+    Raises SaeError for a file that holds, or asks for, anything else, and where torch is too old to read it safely.
     """
+    check_torch()
     try:
         with path.open("rb") as file:
             found = _TensorsOnly(file, path.name, reduce).load()
@@ -48,8 +65,8 @@ def load_tensors(path: Path, reduce: Callable[[Tensor], Tensor]) -> dict[str, Te
         raise SaeError(f"there is no file {path.name} in {path.parent}") from error
     except SaeError:
         raise
-    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
-        raise SaeError(f"{path.name} is damaged or no pickle of tensors ({_first_line(error)})") from error
+    except Exception:  # what a damaged pickle raises depends on where it is damaged
+        raise SaeError(f"{path.name} is damaged or no pickle of tensors: download it again, from its authors") from None
     if not isinstance(found, dict) or not found or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()):
         raise SaeError(f"{path.name} is not what was expected, a dictionary of tensors by name")
@@ -111,7 +128,3 @@ def _refuse_repeated(found: Any, name: str) -> None:
             found.numel() * found.element_size() > found.untyped_storage().nbytes()):
         raise SaeError(f"{name} has a tensor of shape {list(found.shape)} that is larger than what the file holds of "
                        f"it, so it is not opened")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

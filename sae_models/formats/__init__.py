@@ -6,7 +6,19 @@ Only safetensors and JSON are read here; what is published as a pickle is made o
 from .header import Header, Rows
 from .layouts import Weights
 from .ours import Part, note_measured, write, write_places
-from .reading import only, read_header, read_headers, read_rows, read_rows_at, read_sae, read_statistics
+from .reading import (
+    LOOKED_FOR,
+    offered,
+    only,
+    pickle_advice,
+    read_header,
+    read_headers,
+    read_rows,
+    read_rows_at,
+    read_sae,
+    read_statistics,
+)
 
-__all__ = ["Header", "Part", "Rows", "Weights", "note_measured", "only", "read_header", "read_headers", "read_rows",
-           "read_rows_at", "read_sae", "read_statistics", "write", "write_places"]
+__all__ = ["LOOKED_FOR", "Header", "Part", "Rows", "Weights", "note_measured", "offered", "only", "pickle_advice",
+           "read_header", "read_headers", "read_rows", "read_rows_at", "read_sae", "read_statistics", "write",
+           "write_places"]

@@ -27,6 +27,8 @@ from ..hookpoint import normalise
 BLOCK = r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+"
 OUR_KEY = "saemnesia"
 """In a configuration that we exported: what the library's own format has no place for."""
+ORIGIN = "saemnesia.json"
+"""Beside what was downloaded from the catalogue: {base, hookpoint, ...}, which its own configuration does not say."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def convention_of(layout: Layout, path: Path) -> Convention:
     try:
         config = json.loads(sidecar.read_text("utf-8"))
         said = layout.means(config, path.parent)
-        extra = config.get(OUR_KEY, {})
+        origin = path.with_name(ORIGIN)
+        extra = (json.loads(origin.read_text("utf-8")) if origin.is_file() else {}) | config.get(OUR_KEY, {})
         hookpoint = extra.get("hookpoint") or said.hookpoint or hookpoint_in(path)
         return replace(said, hookpoint=normalise(plain(hookpoint)), base=plain(str(extra.get("base", ""))),
                        residual=bool(extra.get("residual", said.residual)))

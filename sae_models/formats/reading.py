@@ -4,6 +4,7 @@ A row is d_in numbers side by side. Where a library stores a matrix turned, it i
 get into memory, but they lie a row apart, so the disk reads most of that matrix. For one latent of 20480 of width 1280
 (210 MB, fp32): 1 ms by row, 20 ms by column, 26 and 104 ms when the file was not in the system's cache.
 """
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,14 +26,31 @@ LARGEST, FINITE = 65504.0, torch.finfo(torch.float32).max
 """Of a weight in an edit's rows, which half precision must hold (they are of the order of 1); and of a threshold."""
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+LOOKED_FOR = (".safetensors", ".pt", ".pth")
+"""What a host lists of a model folder."""
+CONVERT = Path(__file__).resolve().parents[2] / "convert.py"
+
+
+def offered(names: Iterable[str]) -> list[str]:
+    """The files that can be chosen, in order; last what has to be converted first, so that it can be said of it."""
+    ready, *pickles = LOOKED_FOR
+    listed = list(names)
+    waiting = [name for name in listed if name.lower().endswith(tuple(pickles))
+               and name.rpartition(".")[0] + ready not in listed]
+    return [name for name in listed if name.lower().endswith(ready)] + waiting
+
+
+def pickle_advice(path: Path) -> str:
+    """What to do about a pickle: a command to copy, with the Python that runs this."""
+    return (f"{path.name} is a pickle, which can run code when it is opened, so it is not opened here: make a "
+            f'.safetensors of it once, in a terminal, with: "{sys.executable}" "{CONVERT}" "{path}"')
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     """A safetensors file, or one sentence about why it is none."""
     if path.suffix.lower() in PICKLES:
-        raise SaeError(f"{path.name} is a pickle, which can run code when it is opened: make it a .safetensors first, "
-                       f"with 'python -m sae_models.convert' in a clone of this extension's repository")
+        raise SaeError(pickle_advice(path))
     try:
         with safe_open(path, framework="pt") as file:
             yield file

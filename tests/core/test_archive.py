@@ -11,7 +11,9 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 FLAGGED = ("subprocess", "os.system", "os.environ", "os.getenv", "importlib.import_module", "__import__", "exec(",
            "eval(", "compile(", "sqlite3.connect", "import requests", "urllib.request", "ClientSession",
-           "import socket", ".bind(", ".connect(", ".send(", "raw.githubusercontent.com", "read_bytes()", "torch.load")
+           "import socket", ".bind(", ".connect(", ".send(", "raw.githubusercontent.com", "read_bytes()")
+PICKLES = ("torch.load", "pickle.")
+"""Only what converts says these, and nothing that a host imports imports that."""
 HOSTS = {"torch", "numpy", "pillow", "aiohttp", "comfyui"}
 
 
@@ -28,7 +30,8 @@ def published() -> list[Path]:
 def test_the_archive_holds_what_a_user_needs_and_little_else():
     names = {str(path.relative_to(REPO)) for path in published()}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "nodes/erase.py",
-            "sae_models/erasure.py", "web/docs/SAEmnesiaErase.md", "example_workflows/erase.json"} <= names
+            "sae_models/erasure.py", "sae_models/convert/__main__.py", "convert.py",
+            "sae_models/hub/catalogue.json", "web/docs/SAEmnesiaErase.md", "example_workflows/erase.json"} <= names
     assert not [name for name in names if re.match(r"(tests|tools|benchmarks|\.ci|scripts|saemnesia_webui|javascript)/|"
                                             r"install\.py|Makefile|style\.css", name)]
     assert sum(path.stat().st_size for path in published()) < 5_000_000
@@ -38,6 +41,16 @@ def test_the_archive_holds_what_a_user_needs_and_little_else():
 def test_no_published_file_has_a_word_the_scan_flags(word):
     texts = [path for path in published() if path.suffix in (".py", ".js", ".md", ".toml", ".json", ".txt")]
     assert [str(path) for path in texts if word in path.read_text("utf-8")] == []
+
+
+def test_only_the_command_that_converts_opens_pickles_and_no_node_imports_it():
+    code = {path.relative_to(REPO).as_posix(): path.read_text("utf-8") for path in published() if path.suffix == ".py"}
+    opening = {name for name, text in code.items() if any(word in text for word in PICKLES)}
+    assert opening == {"sae_models/convert/pickles.py"}
+    loads = re.findall(r"torch\.load\(.*", code["sae_models/convert/pickles.py"])
+    assert loads and all("weights_only=True" in load for load in loads)
+    assert [name for name, text in code.items() if not name.startswith("sae_models/convert/")
+            and re.search(r"(from|import) [\w.]*\bconvert\b", text)] == []
 
 
 def test_every_node_has_a_help_page_and_every_page_a_node():

@@ -27,6 +27,7 @@ from sae_models import (
     write,
 )
 from sae_models.adapter import LoadedSae, build_edits
+from sae_models.formats import offered
 
 CONCEPTS = (Concept("cat", (3,), "object", "a small cat"), Concept("noto style", (1, 6), "style"))
 
@@ -282,3 +283,8 @@ def test_many_concepts_are_read_and_chosen_in_seconds_and_more_are_refused(tmp_p
     changed(tmp_path / "a.safetensors", path, lambda about: about | {"concepts": many * 11})
     with pytest.raises(SaeError, match="it has 110000 concepts, more than 100000"):
         read_header(path)
+
+
+def test_a_pickle_is_offered_last_and_until_it_is_converted():
+    names = ["a/state_dict.pth", "b/ae.pt", "b/sae.safetensors", "b/note.txt", "c/x.PTH", "c/x.safetensors"]
+    assert offered(names) == ["b/sae.safetensors", "c/x.safetensors", "a/state_dict.pth", "b/ae.pt"]

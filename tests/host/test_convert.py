@@ -1,7 +1,10 @@
 """Pickles become .safetensors: the numbers are the same, and nothing in a pickle runs."""
 import io
+import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -13,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import BLOCK, FILES, publish, random_sae
+from test_archive import published
 
 from benchmarks.minicanvas import models  # noqa: F401
 from sae_models import Header, SaeError, read_header, read_rows, read_sae, write
@@ -29,8 +33,8 @@ PICKLED = [library for library, (name, _) in FILES.items() if not name.endswith(
 NO_PARAMS: dict[str, Params] = {}
 
 
-def convert(*arguments):
-    return subprocess.run([sys.executable, "-m", "sae_models.convert", *map(str, arguments)], cwd=REPO,
+def convert(*arguments, command=("-m", "sae_models.convert"), folder=REPO):
+    return subprocess.run([sys.executable, *command, *map(str, arguments)], cwd=folder,
                           capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -83,6 +87,39 @@ def test_the_command_writes_one_file_and_says_so(tmp_path):
     assert "percentile 99, multiplier -5" in header.concepts[0].description
     assert torch.equal(again.W_dec, sae.W_dec)
     assert {path.name for path in tmp_path.iterdir()} == {"unbox", "out.safetensors", concepts.name, "class_params.pth"}
+
+
+def test_the_registrys_copy_converts_what_a_refusal_says_to_convert(tmp_path):
+    """The sentence of a node, its command run from anywhere, in a copy as ComfyUI-Manager leaves it."""
+    pack = tmp_path / "custom_nodes" / "comfyui-saemnesia"
+    for path in published():
+        (pack / path.relative_to(REPO)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, pack / path.relative_to(REPO))
+    source = publish(tmp_path / "models" / f"unet.{BLOCK}_k4" / "final", "sdxl-unbox", random_sae())
+    source.with_name("saemnesia.json").write_text(json.dumps({"base": "sdxl"}))  # as it was downloaded
+    with pytest.raises(SaeError, match="state_dict.pth is a pickle, which can run code") as refused:
+        read_header(source)
+    python, script, named = re.findall('"([^"]+)"', str(refused.value))
+    assert (python, script, named) == (sys.executable, str(REPO / "convert.py"), str(source))
+    done = convert(named, command=("-P", pack / "convert.py"), folder=tmp_path)
+    assert done.stderr == "" and done.stdout.startswith(f"wrote {source.with_suffix('.safetensors')}: 12 latents")
+    assert read_header(source.with_suffix(".safetensors")) == Header(
+        random_sae().config, BLOCK, "sdxl", residual=True)
+    assert "is there already: say after state_dict.pth" in convert(named).stderr
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.9.1", True), ("2.10.0", False), ("1.13.1+cu117", True),
+                                                  ("2.12.0a0+git12", False)])
+def test_a_torch_that_pickles_can_trick_opens_none(tmp_path, monkeypatch, version, refused):
+    path = publish(tmp_path, "dictionary_learning", random_sae())
+    means = dump(tmp_path / "a.pkl", classes(steps=2))
+    monkeypatch.setattr(torch, "__version__", version)
+    for read, file in ((read_any, path), (papers.read_means, means)):
+        if not refused:
+            assert read(file)
+            continue
+        with pytest.raises(SaeError, match=rf"torch {re.escape(version)} .*CVE-2025-32434, CVE-2026-24747.*2\.10"):
+            read(file)
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
@@ -171,8 +208,10 @@ def test_malice_inside_a_tensors_numbers_is_refused_without_running(tmp_path):
 def test_a_malicious_torch_file_is_refused_without_running(tmp_path, read, zipped):
     path = tmp_path / "bad.pth"
     torch.save({"state_dict": Malicious(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(SaeError, match="holds more than tensors"):
+    says = r"holds more than tensors, so it is not opened \(it asks for posix.mkdir\)"
+    with pytest.raises(SaeError, match=says) as bad:
         read(path)
+    assert "weights_only" not in str(bad.value) and bad.value.__cause__ is None
     assert not (tmp_path / "ran").exists()
 
 

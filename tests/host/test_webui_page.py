@@ -56,7 +56,7 @@ class Served:
     """The page's process; `said`: what it printed before it began to serve."""
 
     def __init__(self, folder: str, models: Path) -> None:
-        self.port = free_port()
+        self.port, self.models = free_port(), models
         self.process = started(folder, models, self.port)
         self.said = json.loads(self.process.stdout.readline())
 

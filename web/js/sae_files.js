@@ -1,6 +1,6 @@
 /**
- * *Load SAE*: its list follows the files that nodes make, and a line below it says what the chosen file is for, or what
- * to do where there is none.
+ * *Load SAE*: its list follows the files that nodes make and those that are downloaded; a line below it says what the
+ * chosen file is for, or what to do where there is none, and a button opens what there is to download.
  *
  * The line is a DOM widget that is never saved; it is there from the start, because Nodes 2.0 shows none that comes
  * later.
@@ -8,7 +8,8 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { followMode } from "./node_look.js"
-import { after, graphs, LOADER, onFilesChanged, readSae, widgetValue } from "./sae_source.js"
+import { openDownloads } from "./sae_downloads.js"
+import { after, graphs, LOADER, onFilesChanged, readSae, tellOfFile, widgetValue } from "./sae_source.js"
 
 const NONE = "(no file in models/sae yet)" // see nodes/files.py
 const LINE = 17
@@ -16,10 +17,14 @@ const PADDING = 6
 const MARGIN = 20 // what the canvas leaves free above and below a DOM widget, together
 const LETTER = 6.5 // pixels that a letter takes, on average
 const EDGES = 38 // pixels of the node beside the text
-const MOST = 7 // lines
+const MOST = 9 // lines
+const BUTTON = 28 // pixels, with the space above it
 
 const STYLE = "box-sizing: border-box; width: 100%; padding: 2px 4px; overflow: auto; overflow-wrap: anywhere; " +
   "font: 12px/17px Inter, Arial, sans-serif; text-align: left; user-select: text;"
+const BUTTON_STYLE = "margin: 4px 4px 0; height: 24px; padding: 0 10px; font: 12px Inter, Arial, sans-serif; " +
+  "color: var(--input-text); background: var(--comfy-input-bg); border: 1px solid var(--border-color); " +
+  "border-radius: 4px; cursor: pointer;"
 
 const lines = new WeakMap() // node -> { root, count, asked }
 let made = 0 // see concept_picker.js: a removed node's element must not come back under the same name
@@ -31,15 +36,21 @@ function addLine(node) {
   const root = Object.assign(document.createElement("div"), { className: "saemnesia-about" })
   root.setAttribute("style", STYLE)
   root.setAttribute("role", "status")
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Download...",
+    title: "Which SAEs are published, and how large they are. Nothing is downloaded before you choose one." })
+  button.setAttribute("style", BUTTON_STYLE)
+  button.onclick = () => openDownloads((name) => choose(node, name))
+  const whole = document.createElement("div")
+  whole.append(root, button)
   const line = { root, count: 1 }
-  const height = () => line.count * LINE + PADDING + MARGIN
-  const widget = node.addDOMWidget(`about_${++made}`, "saemnesia_about", root, {
+  const height = () => line.count * LINE + PADDING + BUTTON + MARGIN
+  const widget = node.addDOMWidget(`about_${++made}`, "saemnesia_about", whole, {
     serialize: false, // not in the API format; the next line: not in the workflow
     hideInPanel: true, getMinHeight: height, getMaxHeight: height,
   })
   widget.serialize = false
   lines.set(node, line)
-  followMode(node, root)
+  followMode(node, whole)
   say(node, "", false)
 }
 
@@ -96,6 +107,17 @@ function offer(node, name) {
   if (choose) combo.value = name
   node.widgets = [...node.widgets] // so that Nodes 2.0 looks again
   if (choose) combo.callback?.(name, app.canvas, node)
+}
+
+/** Choose a file that has just come; its name has / in it, those of the list what the server's system has. */
+async function choose(node, name) {
+  await tellOfFile(name)
+  const combo = comboOf(node)
+  const own = names.find((one) => one.replaceAll("\\", "/") === name)
+  if (!combo || !own) return
+  combo.value = own
+  node.widgets = [...node.widgets] // so that Nodes 2.0 looks again
+  combo.callback?.(own, app.canvas, node)
 }
 
 onFilesChanged(async (name) => {

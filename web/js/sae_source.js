@@ -117,6 +117,9 @@ const listeners = []
 /** Have `listener(name)` called when a node has made a file, with the file's name. */
 export const onFilesChanged = (listener) => listeners.push(listener)
 
+/** Tell all who show files that there is a new one. */
+export const tellOfFile = (name) => Promise.all(listeners.map((listener) => listener(name)))
+
 /** Let `then` follow on one object's own callback, with what that was given. */
 export function after(object, method, then) {
   const before = object[method]
@@ -135,7 +138,7 @@ app.registerExtension({
       const [name] = output?.sae ?? []
       if (!name) return
       node.properties[MADE] = name
-      for (const listener of listeners) listener(name)
+      tellOfFile(name)
     })
   },
 })
