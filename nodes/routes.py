@@ -1,5 +1,5 @@
 """What the page asks the server: what an SAE file is for, and its concepts by name; which blocks a checkpoint has;
-which SAEs are published, and to bring one of them here. Only `POST /saemnesia/download` makes a request of another server."""
+which SAEs are published, and to bring one of them here. Only `POST /saemnesia/download` asks another server."""
 import asyncio
 from collections.abc import Mapping
 from typing import Any
