@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ..sae_models.adapter import BOTH, CONDITIONAL_ONLY, LoadedSae, build_edits
 from ..sae_models.erasure import Actuator
 from . import files, patch
+from .said import warn
 
 
 class Erase(io.ComfyNode):
@@ -12,6 +13,7 @@ class Erase(io.ComfyNode):
         return io.Schema(
             node_id="SAEmnesiaErase", display_name="SAEmnesia Erase", category="SAEmnesia",
             description="Take concepts out of what a model paints, and keep everything else.",
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),
                 files.SaeType.Input("sae", tooltip="An SAE trained on this base model."),
@@ -38,10 +40,11 @@ class Erase(io.ComfyNode):
     @classmethod
     def execute(cls, model: patch.ModelPatcher, sae: LoadedSae, actuator: str, start: float, end: float,
                 apply_to: str, concepts: str) -> io.NodeOutput:
-        sampling = model.get_model_object("model_sampling")
-        edits = build_edits(sae, concepts, Actuator(actuator), sampling.percent_to_sigma(start),
-                            sampling.percent_to_sigma(end), apply_to == CONDITIONAL_ONLY)
-        return io.NodeOutput(patch.erase(model, sae, edits))
+        edits = build_edits(sae, concepts, Actuator(actuator), conditional_only=apply_to == CONDITIONAL_ONLY)
+        erased = patch.erase(model, sae, edits, (start, end))
+        if edits and (sentence := sae.elsewhere(files.checkpoint(cls.hidden))):
+            warn(sentence)
+        return io.NodeOutput(erased)
 
 
 NODES = [Erase]

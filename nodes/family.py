@@ -1,5 +1,9 @@
-"""The family of a checkpoint, and the blocks of its UNet, from the names and shapes in its file alone: nothing of it is
-loaded."""
+"""The family of a model, as an SAE's file calls it ("sd15"): of a loaded one, or of a checkpoint from the names and
+shapes in its file alone, without loading it; and the blocks of such a checkpoint's UNet.
+
+Close relatives are of the family that the host derives them from: instruct-pix2pix of SD 1.5, SSD-1B, Vega and KOALA of
+SDXL, unCLIP and Lotus of SD 2. Whether they have an SAE's places is seen from their blocks and widths.
+"""
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,16 +12,23 @@ import folder_paths
 import torch
 from comfy import model_detection, ops
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.supported_models_base import BASE
 from safetensors import SafetensorError, safe_open
 
 from ..sae_models import hookpoint
+
+
+def family_of(config: Any) -> str:
+    """Of a model's `model_config`: the class that all of its kind are derived from."""
+    kinds = [kind for kind in type(config).__mro__ if issubclass(kind, BASE) and kind is not BASE]
+    return (kinds or [type(config)])[-1].__name__.lower()
 
 
 def of_checkpoint(folder: str, name: str) -> str:
     """For example "sd15", as an SAE's file calls it; "" where that cannot be told. folder: "checkpoints" or
     "diffusion_models"."""
     found = _config(folder, name)
-    return "" if found is None else type(found).__name__.lower()
+    return "" if found is None else family_of(found)
 
 
 def blocks_of_checkpoint(folder: str, name: str) -> list[str]:

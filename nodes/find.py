@@ -19,6 +19,7 @@ from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.search import found
 from ..sae_models.table import Table
 from . import files, patch
+from .family import family_of
 from .inputs import painting_inputs
 from .painting import Painter, untouched
 from .patch import log
@@ -116,7 +117,7 @@ def places_of(model: Any, names: str = "") -> list[Header]:
 
     Raises SaeError as `learning.places` does.
     """
-    return places.headers(model.model.diffusion_model, type(model.model.model_config).__name__.lower(), names)
+    return places.headers(model.model.diffusion_model, family_of(model.model.model_config), names)
 
 
 def studio(model: Any, clip: Any, what: Search, node: str | None) -> Painter:

@@ -4,12 +4,17 @@ A block is hooked for the length of each call; a cross-attention's output comes 
 which is also asked where another node replaces the attention. Two wrappers under one key do it: around every model call
 (hook, call, unhook), and around a whole sampling run (say what is patched, count where concepts fire, fail if a place
 was never reached). Chained nodes join into one such pair.
+
+On a GPU a model call never waits for what we do: no value is read from the device before the run is over. Several GPUs
+may each call the model from a thread of their own.
 """
 import logging
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -17,26 +22,34 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sae_models import hookpoint
 from ..sae_models.adapter import (
+    NO_STEP,
     Block,
     LoadedSae,
     Tally,
     by_block,
     conditional_rows,
     fitting_blocks,
+    noise_level,
     with_attention_patch,
 )
-from ..sae_models.erasure import Edit, Erasure
+from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
+from .family import family_of
+from .said import warn
 
 KEY = "saemnesia"
+SAMPLING = "model_sampling"
+WHOLE = (0.0, 1.0)
+"""All of sampling, in shares."""
 log = logging.getLogger(KEY)
 
 
 @dataclass(frozen=True)
 class SaeEdits:
-    """Edits and the SAE they come from."""
+    """Edits and the SAE they come from; window: the shares of sampling between which they act."""
     sae: LoadedSae
     edits: Sequence[tuple[Block, Edit]]
+    window: tuple[float, float] = WHOLE
 
     @property
     def names(self) -> list[str]:
@@ -47,31 +60,52 @@ class SaeEdits:
         where = f"{len(blocks)} places" if len(blocks) > 1 else self.edits[0][0].hookpoint
         return f"{self.edits[0][1].actuator.value} {', '.join(what)} at {where} ({self.sae.name})"
 
+    def measured(self, sampling: Any) -> list[tuple[Block, Edit]]:
+        """The edits, with the window in the noise levels of a model's `model_sampling`."""
+        start, end = (float(sampling.percent_to_sigma(share)) for share in self.window)
+        return [(block, replace(edit, start_sigma=start, end_sigma=end)) for block, edit in self.edits]
 
-class _Call(NamedTuple):
-    """One model call: its noise level, and which of its rows are conditional."""
-    sigma: float
+    def missed(self, sampling: Any, sigmas: Sequence[float]) -> str:
+        """What to say where none of the noise levels lies in the window, else ""."""
+        edit = self.measured(sampling)[0][1]
+        if any(edit.active(sigma) for sigma in sigmas):
+            return ""
+        start, end = self.window
+        return f"{', '.join(self.names)}: {NO_STEP.format(steps=len(sigmas), start=start, end=end)}"
+
+
+@dataclass
+class _Call:
+    """One model call: its noise level, which of its rows are conditional (None: all, or it does not matter), and which
+    rows of a place's edits fired so far."""
+    sigma: float | NoiseLevel
     conditional: torch.Tensor | None
+    fired: dict[Block, torch.Tensor] = field(default_factory=dict)
 
 
 def check_base(model: ModelPatcher, sae: LoadedSae) -> dict[Block, str]:
     """The ldm paths of the SAE's places; raise SaeError unless the SAE fits this model's family, blocks and widths."""
-    return fitting_blocks(model.model.diffusion_model, sae, type(model.model.model_config).__name__.lower())
+    return fitting_blocks(model.model.diffusion_model, sae, family_of(model.model.model_config))
 
 
-def erase(model: ModelPatcher, sae: LoadedSae, edits: Sequence[tuple[Block, Edit]]) -> ModelPatcher:
-    """A clone of `model` that makes these edits beside those of the chain so far.
+def erase(model: ModelPatcher, sae: LoadedSae, edits: Sequence[tuple[Block, Edit]],
+          window: tuple[float, float] = WHOLE) -> ModelPatcher:
+    """A clone of `model` that makes these edits beside those of the chain so far; without edits it is left as it is.
 
     Raises SaeError when the SAE does not fit the model, or an earlier node of the chain erases the same concept.
     """
     paths = check_base(model, sae)
     earlier = model.get_attachment(KEY)
-    new, before = SaeEdits(sae, edits), earlier.edits if earlier else ()
+    new, before = SaeEdits(sae, edits, window), earlier.edits if earlier else ()
+    if not edits:
+        log.info("SAEmnesia: every strength is 0, so nothing is erased (%s)", sae.name)
+        return model.clone()
     for other in before:
         both = sorted(set(other.names) & set(new.names)) if other.sae.path == sae.path else []
         if both:
             raise SaeError(f"concept '{both[0]}' is erased by two chained nodes: keep it in one of them")
-    clone, patch = model.clone(), Patch((*before, new), (earlier.paths if earlier else {}) | paths)
+    clone = model.clone()
+    patch = Patch((*before, new), (earlier.paths if earlier else {}) | paths, model.get_model_object(SAMPLING))
     clone.set_attachments(KEY, patch)
     for kind, wrapper in ((WrappersMP.APPLY_MODEL, patch.apply_model), (WrappersMP.OUTER_SAMPLE, patch.outer_sample)):
         clone.remove_wrappers_with_key(kind, KEY)
@@ -89,61 +123,107 @@ def without_edits(model: ModelPatcher) -> ModelPatcher:
 
 
 class Patch:
-    """All edits of one model clone, by place; paths: the ldm path of each."""
+    """All edits of one model clone, by place; paths: the ldm path of each; sampling: the model's noise levels."""
 
-    def __init__(self, edits: tuple[SaeEdits, ...], paths: dict[Block, str]) -> None:
+    def __init__(self, edits: tuple[SaeEdits, ...], paths: dict[Block, str], sampling: Any) -> None:
         self.edits, self.paths = edits, paths
-        self.erasures = {block: Erasure(here, residual=block.residual)
-                         for block, here in by_block([pair for item in edits for pair in item.edits]).items()}
+        self.windows: list[tuple[float, float]] = []
+        self.measure(sampling)
+        self.blocks = [block for block in self.erasures if not hookpoint.is_attention(block.hookpoint)]
         self.attentions = {hookpoint.attention_key(paths[block]): block for block in self.erasures
                            if hookpoint.is_attention(block.hookpoint)}
+        self.rows_matter = any(edit.conditional_only for item in edits for _, edit in item.edits)
+        self._functions: dict[bool, tuple[dict[Block, Any], Any]] = {}
+        self._calls: dict[int, _Call] = {}
         self.tally = Tally()
+
+    def measure(self, sampling: Any) -> None:
+        """Set the windows by the noise levels of the model that is sampled: a node after ours may have changed them."""
+        edits = [pair for item in self.edits for pair in item.measured(sampling)]
+        now = [(edit.start_sigma, edit.end_sigma) for _, edit in edits]
+        self.sampling = sampling
+        if self.windows != now:
+            self.windows = now
+            self.erasures = {block: Erasure(here, residual=block.residual) for block, here in by_block(edits).items()}
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None,
                     c_crossattn: Any = None, control: Any = None, transformer_options: dict | None = None,
                     **kwargs: Any) -> torch.Tensor:
         """WrappersMP.APPLY_MODEL: one model call, with every place edited while it lasts."""
         options = transformer_options or {}
-        call = _Call(float(t.max()), conditional_rows(len(x), options.get("cond_or_uncond"), x.device))
-        unet = executor.class_obj.diffusion_model
-        self.tally.model_calls += 1
+        rows = conditional_rows(len(x), options.get("cond_or_uncond"), x.device) if self.rows_matter else None
+        hooks, attention_patch = self._editing()
         if self.attentions:
-            options = with_attention_patch(options, self.edit_attention) | {KEY: call}
-        with ExitStack() as hooks:
-            for block in self.erasures:
-                if not hookpoint.is_attention(block.hookpoint):
-                    module = getattr(unet, "_orig_mod", unet).get_submodule(self.paths[block])
-                    hooks.enter_context(hooked(module, self._hook(block, call)))
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            options = with_attention_patch(options, attention_patch)
+        unet = executor.class_obj.diffusion_model
+        unet = getattr(unet, "_orig_mod", unet)
+        with ExitStack() as stack:
+            call = stack.enter_context(self._during(_Call(noise_level(t), rows)))
+            for block, hook in hooks.items():
+                stack.enter_context(hooked(unet.get_submodule(self.paths[block]), hook))
+            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        self.tally.add(call.sigma, call.fired)
+        return out
+
+    def _editing(self) -> tuple[dict[Block, Any], Any]:
+        """(a hook for each block, the attention patch): the same functions in every call, and not traced where models
+        are compiled, or one would be compiled anew for every noise level."""
+        compiles = "torch._dynamo" in sys.modules  # to load it takes a second
+        if compiles not in self._functions:
+            untraced = torch.compiler.disable if compiles else (lambda function: function)
+            hooks = {block: untraced(self._hook(block)) for block in self.blocks}
+            self._functions[compiles] = hooks, untraced(self.edit_attention)
+        return self._functions[compiles]
+
+    @contextmanager
+    def _during(self, call: _Call) -> Iterator[_Call]:
+        """The model is called by this thread."""
+        thread = threading.get_ident()
+        before, self._calls[thread] = self._calls.get(thread), call
+        try:
+            yield call
+        finally:
+            self._calls.pop(thread)
+            if before:
+                self._calls[thread] = before
 
     def edit_attention(self, n: torch.Tensor, extra_options: dict) -> torch.Tensor:
         """The host's attn2_output_patch: a cross-attention's output [B, N, C] before it is added to its input."""
         name, number = extra_options["block"]
         block = self.attentions.get((name, number, extra_options.get("block_index", 0)))
-        return n if block is None else self._edit(block, extra_options[KEY], n)
+        return n if block is None else self._edit(block, n)
 
-    def _hook(self, block: Block, call: _Call):
+    def _hook(self, block: Block):
         def hook(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-            return self._edit(block, call, output, inputs[0])
+            return self._edit(block, output, inputs[0])
         return hook
 
-    def _edit(self, block: Block, call: _Call, output: torch.Tensor, x_in: torch.Tensor | None = None) -> torch.Tensor:
+    def _edit(self, block: Block, output: torch.Tensor, x_in: torch.Tensor | None = None) -> torch.Tensor:
+        call = self._calls[threading.get_ident()]
         erased = self.erasures[block](output, call.sigma, call.conditional, x_in)
-        self.tally.add(block, call.sigma, erased.fired)
+        call.fired[block] = call.fired[block] | erased.fired if block in call.fired else erased.fired
         return erased.out
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """WrappersMP.OUTER_SAMPLE: one sampling run; an erasure that never happened is an error, not a picture."""
         self.tally = Tally()
+        self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))
         log.info("%s", self.plan())
         out = executor(*args, **kwargs)
         missed = self.tally.missed(self.erasures)
-        if self.tally.model_calls and missed:
+        if self.tally.calls and missed:
             raise SaeError(f"nothing was erased: the sampler never ran block {missed}, because another node replaces "
                            f"or skips it; remove that node, or bypass SAEmnesia Erase")
-        if self.tally.model_calls:
-            log.info("%s", self.tally.summary({block: erasure.labels() for block, erasure in self.erasures.items()}))
+        if self.tally.calls:
+            self._say()
         return out
+
+    def _say(self) -> None:
+        """What happened in a run that is over."""
+        log.info("%s", self.tally.summary({block: erasure.labels() for block, erasure in self.erasures.items()}))
+        sigmas = [*self.tally.levels()]
+        for sentence in filter(None, (item.missed(self.sampling, sigmas) for item in self.edits)):
+            warn(sentence)
 
     def plan(self) -> str:
         return "SAEmnesia: " + "; ".join(item.plan() for item in self.edits)

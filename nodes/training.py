@@ -21,6 +21,7 @@ from ..sae_models.learning.origin import Origin, keeping
 from ..sae_models.learning.prompts import trial
 from ..sae_models.learning.report import Report
 from ..sae_models.table import read_tables
+from .family import family_of
 from .painting import Painter, fingerprint, untouched
 
 HELD_OUT_PICTURES, HELD_OUT_OF_SEVERAL = 64, 32
@@ -38,7 +39,7 @@ def origins(model: ModelPatcher, what: Lesson, hookpoints: Sequence[str]) -> lis
     held_out = tuple(range(HELD_OUT, HELD_OUT + math.ceil(judged / what.painting.batch)))
     about = {"model": fingerprint(model), "pictures": what.pictures, "painting": asdict(what.painting),
              "prompts": sorted({prompt.text for prompt in what.prompts})[:20]} | ({"tokens": TOKENS} if several else {})
-    family, unet = type(model.model.model_config).__name__.lower(), model.model.diffusion_model
+    family, unet = family_of(model.model.model_config), model.model.diffusion_model
     return [Origin(what.subjects, hookpoint.width(hookpoint.find(unet, name)), name, family, False, what.chunks,
                    held_out, about) for name in hookpoints]
 

@@ -13,6 +13,7 @@ from ..sae_models.learning import words as wanted
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.search import found
 from . import files, find, patch
+from .family import family_of
 from .painting import Painter, fingerprint
 
 
@@ -55,7 +56,7 @@ class EraseWords(io.ComfyNode):
     def execute(cls, model: Any, clip: Any, words: str, told_from: str, pictures: int, side: int,
                 cfg: float) -> io.NodeOutput:
         choices = mentioned(parse(words))
-        painting = wanted.painting(type(model.model.model_config).__name__.lower(), side, cfg)
+        painting = wanted.painting(family_of(model.model.model_config), side, cfg)
         out = files.new_path(_file_name(model, cls.hidden))
         seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden)
         sae = files.load(out.name)

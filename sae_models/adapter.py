@@ -3,9 +3,10 @@
 Which SAE is meant, the edits that a text asks for, whether the SAE fits a model, which rows of a call are conditional,
 and what happened while a picture was sampled.
 """
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 
 from . import hookpoint
 from .concepts import Choice, Concept, by_name, find, parse
-from .erasure import Actuator, Edit
+from .erasure import Actuator, Edit, NoiseLevel
 from .errors import SaeError
 from .formats import Header, only, read_headers, read_rows_at
 
 BOTH, CONDITIONAL_ONLY = "both", "conditional only"
 OUTPUT_PATCH = "attn2_output_patch"
+NO_STEP = ("not erased, because none of the {steps} steps of this run lies between start {start:g} and end {end:g}: "
+           "widen them, or paint with more steps")
 
 
 SHOWN = 3  # places named in a sentence
@@ -97,6 +100,14 @@ class LoadedSae:
         return (f"{self.name} was trained on a {self.base} model and {model} is {family}: load a {self.base} "
                 f"checkpoint, or an SAE for {family}")
 
+    def elsewhere(self, checkpoint: str) -> str:
+        """What to say where it was made on another checkpoint, by their names; "" where it was not, or none is said."""
+        made_on = self.headers[0].made_on
+        if not made_on or not checkpoint or made_on.casefold() == checkpoint.casefold():
+            return ""
+        return (f"{self.name} was made on {made_on}, and this is {checkpoint}: it may erase less here, or touch more; "
+                f"for what fits, find its concepts on {checkpoint}")
+
     def find(self, name: str) -> Concept:
         """The concept called `name`; `#123` is a latent of an SAE of one place.
 
@@ -153,7 +164,7 @@ def _counted(count: int, what: str) -> str:
 def build_edits(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: float = float("inf"),
                 end_sigma: float = 0.0, conditional_only: bool = False) -> list[tuple[Block, Edit]]:
     """The edits that `text` (`cat, dog:0.8, rose -> key`) asks for, with their rows read from the SAE's file: one a
-    place for all that is erased, and one a place for each swap.
+    place for all that is erased, and one a place for each swap. What has strength 0 is left out: it changes nothing.
 
     Raises SaeError for an unknown concept, a strength out of range, a swap that cannot be done, or a damaged file.
     """
@@ -168,10 +179,11 @@ _Options = tuple[Actuator, float, float, bool]
 
 def _erase(sae: LoadedSae, choices: Sequence[Choice], options: _Options) -> list[tuple[Block, Edit]]:
     actuator = options[0]
-    places = sae.choose([choice.name for choice in choices])
     named = [sae.find(choice.name).name.casefold() for choice in choices]
     strengths = {name: actuator.default_strength if choice.strength is None else choice.strength
                  for name, choice in zip(named, choices, strict=True)}
+    acting = [choice.name for choice in choices if choice.strength != 0]
+    places = sae.choose(acting) if acting else []
     edits = []
     for (header, found), rows in zip(places, read_rows_at(sae.path, places), strict=True):
         names = tuple(concept.name for concept in found for _ in concept.latents)
@@ -185,7 +197,7 @@ def _swap(sae: LoadedSae, choice: Choice, options: _Options) -> list[tuple[Block
     name, into = sae.find(choice.name).name, sae.find(choice.into.name).name
     edits, places = _erase(sae, [choice], options), sae.choose([choice.into.name])
     put = dict(zip([Block.of(header) for header, _ in places], read_rows_at(sae.path, places), strict=True))
-    if not any(block in put for block, _ in edits):
+    if edits and not any(block in put for block, _ in edits):
         raise SaeError(f"'{name} -> {into}' cannot be done: {sae.name} has the two at no place in common, so find one "
                        f"of them anew where the other is")
     return [(block, replace(edit, into=into, put=put.get(block))) for block, edit in edits]
@@ -230,43 +242,78 @@ def conditional_rows(rows: int, cond_or_uncond: Sequence[int] | None, device: to
     """bool [rows]: the batch is one equal chunk an entry of `cond_or_uncond`, where 0 means conditional."""
     if not cond_or_uncond or rows % len(cond_or_uncond):
         return None
-    chunk = rows // len(cond_or_uncond)
-    return torch.tensor([entry == 0 for entry in cond_or_uncond], device=device).repeat_interleave(chunk)
+    return _conditional_rows(rows, tuple(cond_or_uncond), device)
+
+
+@lru_cache(maxsize=64)
+def _conditional_rows(rows: int, cond_or_uncond: tuple[int, ...], device: torch.device) -> Tensor:
+    conditional = torch.tensor([entry == 0 for entry in cond_or_uncond for _ in range(rows // len(cond_or_uncond))])
+    return conditional.to(device)
+
+
+def noise_level(sigmas: Tensor) -> float | NoiseLevel:
+    """That of a model call with these sigmas [B]: a number where to read it costs nothing."""
+    highest = sigmas.max()
+    return float(highest) if sigmas.device.type == "cpu" else NoiseLevel(highest)
+
+
+class Fired(NamedTuple):
+    """One model call, on its device: its noise level, the places that ran with their numbers of rows, and which of all
+    these rows fired, [rows of all places]."""
+    sigma: float | Tensor
+    blocks: tuple[tuple[Block, int], ...]
+    rows: Tensor
 
 
 @dataclass
 class Tally:
-    """What happened in one sampling run: noise levels seen, calls of a place, and which rows fired at which sigma."""
-    model_calls: int = 0
-    block_calls: dict = field(default_factory=dict)
-    fired: dict = field(default_factory=dict)
+    """What happened in one sampling run, call by call; nothing is read from a device before it is asked for. Calls may
+    come from several threads."""
+    calls: list[Fired | None] = field(default_factory=list)
 
-    def add(self, block: Block, sigma: float, fired: Tensor) -> None:
-        self.block_calls[block] = self.block_calls.get(block, 0) + 1
-        levels = self.fired.setdefault(block, {})
-        levels[sigma] = fired if sigma not in levels else levels[sigma] | fired
+    def add(self, sigma: float | NoiseLevel, fired: Mapping[Block, Tensor]) -> None:
+        """A model call is done; fired: bool [rows] of each place that ran in it."""
+        sigma = sigma.sigma if isinstance(sigma, NoiseLevel) else sigma
+        blocks = tuple((block, len(rows)) for block, rows in fired.items())
+        self.calls.append(Fired(sigma, blocks, torch.cat([*fired.values()])) if fired else None)
 
     def missed(self, blocks: Collection[Block]) -> str:
         """Which of the places were never called, in words; "" when none."""
-        return shown([block.hookpoint for block in blocks if block not in self.block_calls])
+        called = {block for call in self.calls if call for block, _ in call.blocks}
+        return shown([block.hookpoint for block in blocks if block not in called])
+
+    def levels(self) -> dict[float, dict[Block, Tensor]]:
+        """{noise level at which a place was called: {place: which rows fired at it}}."""
+        alike, found = defaultdict(list), {}
+        for call in filter(None, self.calls):
+            alike[call.blocks, call.rows.device].append(call)
+        for (blocks, _), calls in alike.items():
+            sigmas = [call.sigma for call in calls]
+            sigmas = torch.stack(sigmas).cpu().tolist() if isinstance(sigmas[0], Tensor) else sigmas
+            for sigma, rows in zip(sigmas, torch.stack([call.rows for call in calls]).cpu(), strict=True):
+                here = found.setdefault(sigma, {})
+                for (block, _), part in zip(blocks, rows.split([count for _, count in blocks]), strict=True):
+                    here[block] = here[block] | part if block in here else part
+        return found
 
     def steps_fired(self, names: Mapping[Block, Sequence[str]]) -> dict[str, int]:
         """{concept: number of noise levels at which one of its latents fired at any place}; names: of each row."""
         steps: dict[str, set[float]] = {name: set() for rows in names.values() for name in rows}
-        for block, levels in self.fired.items():
-            for sigma, fired in zip(levels, torch.stack([*levels.values()]).tolist(), strict=True):
-                for name, one in zip(names[block], fired, strict=True):
+        for sigma, places in self.levels().items():
+            for block, fired in places.items():
+                for name, one in zip(names[block], fired.tolist(), strict=True):
                     steps[name] |= {sigma} if one else set()
         return {name: len(sigmas) for name, sigmas in steps.items()}
 
     @property
     def steps(self) -> int:
         """Noise levels at which a place was called."""
-        return len({sigma for levels in self.fired.values() for sigma in levels})
+        return len(self.levels())
 
     def in_words(self, names: Mapping[Block, Sequence[str]]) -> str:
         """For whom painted: `cat: in 11 of 12 steps, dog: in none`."""
-        return ", ".join(f"{name}: in {f'{count} of {self.steps} steps' if count else 'none'}"
+        steps = self.steps
+        return ", ".join(f"{name}: in {f'{count} of {steps} steps' if count else 'none'}"
                          for name, count in self.steps_fired(names).items())
 
     def summary(self, names: Mapping[Block, Sequence[str]]) -> str:

@@ -4,22 +4,28 @@ No full decode and no error term: where no concept fires, nothing is added. All 
 same unedited x, so their order does not matter. A swap takes one concept out and puts another in by the same formula,
 with W_dec[f] less what is put there for each unit of z_f. SAEmnesia (arXiv 2509.21379) section 3.3 with the sign of
 the error term corrected; *replace* is after PER (arXiv 2606.31699).
+
+On a GPU nothing here waits for it: no value of a tensor is read, and nothing is copied to or from it twice.
 """
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .concepts import Statistics
 from .errors import SaeError
 from .formats import Rows
 
 NEAREST = 4  # free tokens averaged into a replaced one
 FAINTEST = 0.05
 """Of a concept's largest mean over noise levels: below that a mean says too little to be divided by."""
+AT_ONCE = 2 ** 22  # distances between tokens that are held at once
 
 
 class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 comes with 3.10)
@@ -82,12 +88,48 @@ class Edit:
     def active(self, sigma: float) -> bool:
         return self.end_sigma <= sigma <= self.start_sigma
 
-    def added(self, sigma: float) -> Tensor:
-        """What a swap puts for each unit of activation, [d_in]: the put concept as it fires on average where it is
-        said, when these rows together fire as they do on average where theirs is."""
-        own, other = self.rows.statistics, self.put.statistics
-        usual = own.at(sigma, own.means).sum().clamp_min(FAINTEST * own.means.sum(0).max())
-        return other.at(sigma, other.means) @ self.put.W_dec / usual
+
+class NoiseLevel:
+    """The noise level of one model call where to read it would wait for a device: sigma, a tensor [] there."""
+
+    def __init__(self, sigma: Tensor) -> None:
+        self.sigma = sigma
+        self._between: dict[tuple[float, ...], tuple[Tensor, Tensor, Tensor]] = {}
+        self._within: dict[tuple[float, float], Tensor] = {}
+
+    def threshold(self, edit: Edit, table: Tensor) -> Tensor:
+        """[F] of a table [F, T], as `Statistics.at` has it; infinity outside of the edit's window."""
+        found = self.at(edit.rows.statistics.sigmas, table)
+        return torch.where(self._active(edit.end_sigma, edit.start_sigma), found, math.inf)
+
+    def at(self, sigmas: tuple[float, ...], table: Tensor) -> Tensor:
+        """[F] of a table [F, T], as `Statistics.at` has it."""
+        if table.shape[1] == 1:
+            return table[:, 0]
+        low, high, share = self._at(sigmas)
+        return torch.lerp(table.index_select(1, low)[:, 0], table.index_select(1, high)[:, 0], share)
+
+    def _active(self, low: float, high: float) -> Tensor:
+        """bool [], once a call."""
+        if (low, high) not in self._within:
+            self._within[low, high] = (self.sigma >= low) & (self.sigma <= high)
+        return self._within[low, high]
+
+    def _at(self, sigmas: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns [1] below and above, and the share of the way between them [1]: once a call."""
+        if sigmas not in self._between:
+            levels, here = _logs(sigmas, self.sigma.device), self.sigma.float().log()
+            high = (levels < here).sum(0, keepdim=True).clamp(1, len(sigmas) - 1)
+            low = high - 1
+            below = levels.index_select(0, low)
+            share = (here - below) / (levels.index_select(0, high) - below)
+            self._between[sigmas] = low, high, share.clamp(0, 1)
+        return self._between[sigmas]
+
+
+@lru_cache(maxsize=64)
+def _logs(sigmas: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(sigmas, dtype=torch.float64).log().float().to(device)
 
 
 class Erased(NamedTuple):
@@ -96,12 +138,23 @@ class Erased(NamedTuple):
     fired: Tensor
 
 
+class _Put(NamedTuple):
+    """What a swap takes from its two concepts: means [F, T] of its own rows and the least sum of them that says enough;
+    means [G, T] and W_dec [G, d_in] of what is put."""
+    own: Tensor
+    least: float
+    means: Tensor
+    W_dec: Tensor
+
+
 class _Placed(NamedTuple):
     """One edit's tensors on the map's device and in its dtype."""
     W_enc: Tensor
     bias: Tensor
     W_dec: Tensor
     strengths: Tensor
+    thresholds: Tensor
+    put: _Put | None
 
 
 class _Replaced(NamedTuple):
@@ -121,7 +174,7 @@ class Erasure:
         """What is done with each row's concept, for people."""
         return [label for edit in self.edits for label in edit.labels]
 
-    def __call__(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
+    def __call__(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
                  x_in: Tensor | None = None) -> Erased:
         """Edit a map [B, d_in, H, W], or tokens [B, N, d_in]. x itself is left as it is.
 
@@ -129,7 +182,7 @@ class Erasure:
         a residual SAE.
         """
         rows = sum(len(edit.names) for edit in self.edits)
-        if not any(edit.active(sigma) for edit in self.edits):
+        if not any(_may_act(edit, sigma) for edit in self.edits):
             return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device))
         acts = self._activations(x, sigma, conditional, x_in)
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
@@ -138,15 +191,16 @@ class Erasure:
         out = self._edited(x, acts, sigma)
         return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
 
-    def _activations(self, x: Tensor, sigma: float, conditional: Tensor | None, x_in: Tensor | None) -> list[Tensor]:
+    def _activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None,
+                     x_in: Tensor | None) -> list[Tensor]:
         """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act."""
         columns = _columns(x) - _columns(x_in) if self.residual else _columns(x)
         acts = []
         for edit, placed in zip(self.edits, self._on(x), strict=True):
-            if not edit.active(sigma):
+            if not _may_act(edit, sigma):
                 acts.append(x.new_zeros(len(x), len(placed.bias), columns.shape[2]))
                 continue
-            threshold = edit.rows.statistics.at(sigma, edit.rows.statistics.thresholds).clamp_min(0).to(x)
+            threshold = _threshold(edit, placed, sigma).clamp_min(0).to(x)
             z = _pre_activations(columns, placed, x.ndim == 3)
             z = torch.where(z > threshold[:, None], z, 0)
             if edit.conditional_only and conditional is not None:
@@ -162,12 +216,11 @@ class Erasure:
             dz = z * (placed.strengths if edit.actuator is Actuator.STEER else -placed.strengths)[:, None]
             if replaced:
                 dz = dz * (replaced.stuck if edit.actuator is Actuator.REPLACE else 1 - replaced.share)
-            W_dec = placed.W_dec - edit.added(sigma).to(x) if edit.put else placed.W_dec
+            W_dec = placed.W_dec - _added(edit, placed.put, sigma).to(x) if placed.put else placed.W_dec
             out = _plus(out, dz, W_dec, x.ndim == 3)
         if replaced:
-            places = _places(x)
             for row, source, part in zip(out, columns, replaced.share[:, 0], strict=True):
-                _replace_from_nearest(row, source, part, places)
+                _replace_from_nearest(row, source, part, _size(x))
         return out
 
     def _replaced(self, x: Tensor, acts: list[Tensor]) -> "_Replaced | None":
@@ -185,9 +238,42 @@ class Erasure:
         """Every edit's rows where x is, in x's dtype, copied once."""
         key = (x.device, x.dtype)
         if key not in self._placed:
-            self._placed[key] = [_Placed(*(t.to(x) for t in (e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.strengths)))
+            self._placed[key] = [_Placed(*(t.to(x) for t in (e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.strengths)),
+                                         e.rows.statistics.thresholds.to(x.device), _put(e, x.device))
                                  for e in self.edits]
         return self._placed[key]
+
+
+def _may_act(edit: Edit, sigma: float | NoiseLevel) -> bool:
+    """Whether the edit acts, as far as that is known without waiting for a device."""
+    return isinstance(sigma, NoiseLevel) or edit.active(sigma)
+
+
+def _put(edit: Edit, device: torch.device) -> _Put | None:
+    if edit.put is None:
+        return None
+    own = edit.rows.statistics.means
+    return _Put(own.to(device), FAINTEST * float(own.sum(0).max()), edit.put.statistics.means.to(device),
+                edit.put.W_dec.to(device))
+
+
+def _added(edit: Edit, put: _Put, sigma: float | NoiseLevel) -> Tensor:
+    """What a swap puts for each unit of activation, [d_in]: the put concept as it fires on average where it is said,
+    when the edit's rows together fire as they do on average where theirs is."""
+    usual = _at(edit.rows.statistics, put.own, sigma).sum().clamp_min(put.least)
+    return _at(edit.put.statistics, put.means, sigma) @ put.W_dec / usual
+
+
+def _at(statistics: Statistics, table: Tensor, sigma: float | NoiseLevel) -> Tensor:
+    """[F] of a table [F, T]"""
+    return sigma.at(statistics.sigmas, table) if isinstance(sigma, NoiseLevel) else statistics.at(sigma, table)
+
+
+def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel) -> Tensor:
+    """[F]"""
+    if isinstance(sigma, NoiseLevel):
+        return sigma.threshold(edit, placed.thresholds)
+    return edit.rows.statistics.at(sigma, placed.thresholds)
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -214,14 +300,26 @@ def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
     return out if out.stride() == x.stride() else torch.empty_like(x).copy_(out)
 
 
-def _places(x: Tensor) -> Tensor:
-    """Where each token is, [N, 2]; tokens without a map lie on a line."""
-    height, width = x.shape[2:] if x.ndim == 4 else (1, x.shape[1])
-    return torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(x.device, torch.float32)
+def _size(x: Tensor) -> tuple[int, int]:
+    """Height and width; tokens without a map lie on a line, one below the other."""
+    return (x.shape[2], x.shape[3]) if x.ndim == 4 else (x.shape[1], 1)
 
 
-def _replace_from_nearest(out: Tensor, x: Tensor, share: Tensor, places: Tensor) -> None:
+@lru_cache(maxsize=16)
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """Where each token is, [N, 2]."""
+    y, x = (torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
+    return torch.stack([y[:, None].expand(height, width), x.expand(height, width)], 2).flatten(0, 1)
+
+
+def _replace_from_nearest(out: Tensor, x: Tensor, share: Tensor, size: tuple[int, int]) -> None:
     """Blend, in `out` [d_in, N], every token with share > 0 towards the mean of its nearest free tokens of x."""
+    if x.device.type != "cpu":
+        near, weights = _nearest_free(share.eq(0), *size)
+        donors = (x[:, near] * weights.to(x)).sum(2)
+        out.copy_(torch.where(share > 0, torch.lerp(out, donors, share), out))
+        return
+    places = _places(*size, x.device)
     taken, free = share.gt(0).nonzero()[:, 0], share.eq(0).nonzero()[:, 0]
     if len(taken) == 0:
         return
@@ -229,3 +327,20 @@ def _replace_from_nearest(out: Tensor, x: Tensor, share: Tensor, places: Tensor)
     near = distance.topk(min(NEAREST, len(free)), largest=False).indices
     donors = x[:, free[near]].mean(2)
     out[:, taken] = torch.lerp(out[:, taken], donors, share[taken])
+
+
+def _nearest_free(free: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which free tokens are nearest to every token, and their weights, both [N, k], without counting the free ones:
+    first the nearest in each column, then the nearest of those."""
+    y, x = (torch.arange(side, device=free.device, dtype=torch.float32) for side in (height, width))
+    tokens, weights = [], []
+    for rows in y.split(max(1, AT_ONCE // len(free))):
+        apart = (rows[:, None, None] - y[:, None]).abs().masked_fill(~free.view(height, width), math.inf)
+        dy, from_y = apart.topk(min(NEAREST, height), 1, largest=False)
+        apart = (dy.square()[:, None] + (x[:, None] - x).square()[:, None]).flatten(2)
+        apart, chosen = apart.topk(min(NEAREST, apart.shape[2]), largest=False)
+        there = (from_y * width + x.long()).flatten(1)[:, None].expand(-1, width, -1)
+        tokens.append(there.gather(2, chosen).flatten(0, 1))
+        weights.append(apart.isfinite().flatten(0, 1))
+    found = torch.cat(weights).float()
+    return torch.cat(tokens), found / found.sum(1, keepdim=True).clamp_min(1)

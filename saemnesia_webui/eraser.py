@@ -4,18 +4,23 @@ Before every model evaluation the host announces it (`on_cfg_denoiser`); then th
 call, notes the noise level and hooks the SAE's places; the other, after it or after an exception in it, takes those
 hooks away again and checks that all places ran. So swapped models, split calls and passes inside other extensions are
 all met, and the places themselves are hooked only while the UNet runs.
+
+A job is armed for one run of the host. Where that run broke, nobody tells us: the next pass of another run disarms it.
 """
 import logging
+import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
+from sae_models.erasure import NoiseLevel
 
 from . import taps
 from .job import Job
-from .model import sigma_of_call, unet_of
+from .model import noise_of_call, unet_of
 from .rows import Rows
 
 log = logging.getLogger("saemnesia")
@@ -32,14 +37,21 @@ class Refused:
 
 
 class Eraser:
-    """At most one armed job, and the hooks that are in place for it."""
+    """At most one armed job, and the hooks that are in place for it. running: tells the host's runs apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, running: Callable[[], Any]) -> None:
         self.job: Job | None = None
+        self._running = running
+        self._run: Any = None
+        self._p: Callable[[], Any] = lambda: None
         self._unet: nn.Module | None = None
         self._hooks: list = []
         self._place_hooks: list = []
         self._rows = Rows()
+
+    def arm(self, job: Job, p: Any) -> None:
+        """For the host's run that begins with `p`, and the passes inside it."""
+        self.job, self._run, self._p = job, self._running(), weakref.ref(p)
 
     def disarm(self) -> None:
         self.detach()
@@ -54,10 +66,15 @@ class Eraser:
 
     def evaluation(self, sd_model: Any, params: Any) -> None:
         """The host is about to evaluate the model: `params` of its `on_cfg_denoiser`, whose exceptions it swallows."""
+        p = getattr(params.denoiser, "p", None)
+        if p is not None and p is self._p():
+            self._run = self._running()
+        elif self._over():
+            self.disarm()
         job = self.job
         if job is None:
             return self.detach()
-        if not job.settings.hires and getattr(getattr(params.denoiser, "p", None), "is_hr_pass", False):
+        if not job.settings.hires and getattr(p, "is_hr_pass", False):
             job.skipped = True
             return self.detach()
         try:
@@ -67,12 +84,17 @@ class Eraser:
         except Exception as error:  # nothing to hook: `finished` then refuses the picture
             job.fail(error)
 
-    def finished(self, samples: Any) -> Any:
-        """Sampling is over: the samples, or what takes their place when they must not be shown."""
+    def _over(self) -> bool:
+        """Whether the host does something else than what the job was armed for."""
+        return self._running() != self._run
+
+    def finished(self, samples: Any, stopped: bool) -> Any:
+        """Sampling is over: the samples, or what takes their place when they must not be shown; stopped: somebody
+        interrupted it."""
         self.detach()
         if self.job is None:
             return samples
-        error = self.job.verdict()
+        error = self.job.verdict(stopped)
         if error:
             log.error("SAEmnesia: %s", error)
             return Refused(error)
@@ -91,14 +113,17 @@ class Eraser:
     def _before(self, unet: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A call of the UNet begins: its arguments, with our patch among them."""
         job = self.job
+        if self._over():  # a UNet called without a word, as training does, after a run that broke
+            self.disarm()
+            return args, kwargs
         if job.error:
             self._refuse(job.error)
         only = job.settings.apply_to == CONDITIONAL_ONLY
         conditional = self._conditional(args[0], kwargs.get("transformer_options")) if only else None
-        job.tally.model_calls += 1
-        job.ran.clear()
+        job.fired = {}
         self._unhook_places()
-        editing = self._editing(job, sigma_of_call(job.fitted.levels, args, kwargs), conditional)
+        self._level = noise_of_call(job.fitted.levels, args, kwargs)
+        editing = self._editing(job, self._level, conditional)
         self._place_hooks, kwargs = taps.attach(job.fitted.modules, job.fitted.attentions, editing, kwargs)
         return args, kwargs
 
@@ -110,15 +135,14 @@ class Eraser:
                                   "extension arranges them: set 'apply to' to 'both'"))
         return found
 
-    def _editing(self, job: Job, sigma: float, conditional: Tensor | None) -> taps.Editing:
+    def _editing(self, job: Job, sigma: float | NoiseLevel, conditional: Tensor | None) -> taps.Editing:
         def edit(block: Block, output: Tensor, x_in: Tensor | None = None) -> Tensor:
             if conditional is not None and len(conditional) != len(output):
                 self._refuse(SaeError("cannot tell which rows of this block belong to the prompt: "
                                       "set 'apply to' to 'both'"))
             with taps.full_precision(output.device):
                 erased = job.fitted.erasures[block](output, sigma, conditional, x_in)
-            job.tally.add(block, sigma, erased.fired)
-            job.ran.add(block)
+            job.fired[block] = job.fired[block] | erased.fired if block in job.fired else erased.fired
             job.pending = False
             return erased.out
         return edit
@@ -126,8 +150,11 @@ class Eraser:
     def _after(self, unet: nn.Module, args: tuple, output: Any) -> None:
         """A call of the UNet ended, with None for an exception (whose hooks torch is just going through)."""
         self._unhook_places()
-        if output is not None and len(self.job.ran) < len(self.job.fitted.erasures):
+        if output is None or self.job is None:
+            return
+        if len(self.job.fired) < len(self.job.fitted.erasures):
             self._refuse(self.job.not_run())
+        self.job.tally.add(self._level, self.job.fired)
 
     def _refuse(self, error: SaeError) -> NoReturn:
         """Leave nothing on the model and raise in the middle of it: the only exceptions the hosts let through."""

@@ -41,12 +41,27 @@ def clear(params: MutableMapping[str, Any]) -> None:
 
 
 def write(params: MutableMapping[str, Any], job: Job) -> None:
-    """Say what was erased, with every strength as a number."""
+    """Say what was erased, where something was."""
+    clear(params)
+    if job.erased:
+        params.update(said(job))
+
+
+def promise(params: MutableMapping[str, Any], job: Job) -> None:
+    """For a picture that the host saves before sampling is over, the one before the hires pass: it calls these when it
+    writes that picture's text, and leaves out what is None."""
+    def later(name: str) -> Callable[..., Any]:
+        return lambda **_: said(job).get(name) if job.erased else None
+    params.update({name: later(name) for name in KEYS})
+
+
+def said(job: Job) -> dict[str, Any]:
+    """What was erased, with every strength as a number."""
     saes = ", ".join(f"{sae.name} [{files.short_hash(sae.path)}]" for sae in job.saes)
     given = vars(job.settings) | {"sae": saes, "concepts": format_choices(_with_strengths(job))}
-    params.update({key(name): value for name, value in given.items()
-                   if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])})
-    params[FIRED] = job.fired()
+    written = {key(name): value for name, value in given.items()
+               if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])}
+    return written | {FIRED: job.when()}
 
 
 def _with_strengths(job: Job) -> list[Choice]:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sae_models import Actuator, Choice, Edit, Erasure, SaeError, hookpoint, parse
 from sae_models.adapter import (
     CONDITIONAL_ONLY,
+    NO_STEP,
     Block,
     LoadedSae,
     Tally,
@@ -20,7 +21,7 @@ from sae_models.adapter import (
 from sae_models.concepts import find, format_choices, mentioned
 
 from . import files, taps
-from .model import NoiseLevels, family_of, noise_levels, unet_of
+from .model import NoiseLevels, checkpoint_of, family_of, noise_levels, unet_of
 from .settings import Settings
 
 NOTHING = ("nothing was erased: block {block} did not run, because another extension or setting replaces or skips it "
@@ -86,16 +87,17 @@ class Fitted:
 @dataclass
 class Job:
     """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked;
-    `ran`: places that the last model call came to."""
+    `fired`: which rows did in the last model call, of the places that it came to; `checkpoint`: the last it ran on."""
     settings: Settings
     saes: Sequence[LoadedSae] = ()
     edits: Sequence[tuple[Block, Edit]] = ()
     error: SaeError | None = None
     fitted: Fitted | None = None
     tally: Tally = field(default_factory=Tally)
-    ran: set[Block] = field(default_factory=set)
+    fired: dict[Block, Tensor] = field(default_factory=dict)
     pending: bool = False
     skipped: bool = False
+    checkpoint: str = ""
 
     @classmethod
     def prepare(cls, settings: Settings, models: Path) -> "Job":
@@ -117,7 +119,7 @@ class Job:
         """A model evaluation comes: fit the edit to the model that will run; what goes wrong is kept in `error`."""
         if self.pending:
             self.fail(self.not_run())
-        self.pending = True
+        self.pending, self.checkpoint = True, checkpoint_of(sd_model)
         try:
             if self.error is None:
                 self.fitted = self._fit(sd_model)
@@ -130,7 +132,7 @@ class Job:
     def not_run(self) -> SaeError:
         """What to say when a place of the SAE did not run in the last model call."""
         blocks = by_block(self.edits)
-        missing = [block.hookpoint for block in blocks if self.pending or block not in self.ran]
+        missing = [block.hookpoint for block in blocks if self.pending or block not in self.fired]
         return SaeError(NOTHING.format(block=shown(missing) or "of the SAE"))
 
     def _fit(self, sd_model: Any) -> Fitted:
@@ -147,20 +149,32 @@ class Job:
                     for block, edits in by_block(self.edits).items()}
         return Fitted(unet, modules, levels, erasures, taps.keys({block: paths[block] for block in modules}))
 
-    def verdict(self) -> SaeError | None:
-        """After sampling: why the picture must not be shown as erased, or None."""
-        if self.error is None and (self.pending or not (self.tally.model_calls or self.skipped)):
+    def verdict(self, stopped: bool) -> SaeError | None:
+        """After sampling: why the picture must not be shown as erased, or None; stopped: somebody interrupted it."""
+        if self.error is None and not stopped and (self.pending or not (self.tally.calls or self.skipped)):
             self.error = self.not_run()
         return self.error
 
     @property
     def erased(self) -> bool:
-        return self.error is None and self.tally.model_calls > 0
+        return self.error is None and bool(self.tally.calls) and not self.missed()
+
+    def missed(self) -> str:
+        """What to say where none of the steps lies in the window, else ""."""
+        edit, sigmas = next(iter(self.fitted.erasures.values())).edits[0], self.tally.levels()
+        if not sigmas or any(edit.active(sigma) for sigma in sigmas):
+            return ""
+        return NO_STEP.format(steps=len(sigmas), start=self.settings.start, end=self.settings.end)
+
+    def warnings(self) -> list[str]:
+        """What people should know of a run that was not refused."""
+        said = [self.missed() if self.tally.calls else "", *(sae.elsewhere(self.checkpoint) for sae in self.saes)]
+        return [sentence for sentence in said if sentence]
 
     def summary(self) -> str:
         return self.tally.summary(self._names())
 
-    def fired(self) -> str:
+    def when(self) -> str:
         """In how many steps each concept was there to be erased, in words."""
         return self.tally.in_words(self._names())
 

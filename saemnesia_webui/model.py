@@ -1,11 +1,14 @@
 """What an SAE needs to know of the host's loaded model, found by what the model has and not by the host's name."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae_models import SaeError
+from sae_models.adapter import noise_level
+from sae_models.erasure import NoiseLevel
 
 FAMILIES = {768: "sd15", 1024: "sd20", 2048: "sdxl", 1280: "sdxlrefiner"}
 """Width of the text that a UNet attends to, and the family it belongs to, as SAE files name it."""
@@ -38,6 +41,7 @@ def family_of(module: nn.Module) -> str:
 class NoiseLevels:
     """The model's noise levels (sigma, variance exploding) by timestep: log_sigmas [T]."""
     log_sigmas: Tensor
+    _there: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def sigma(self, timestep: float) -> float:
         """Linear in log sigma between whole timesteps, as k-diffusion and ComfyUI do."""
@@ -45,6 +49,16 @@ class NoiseLevels:
         low = int(place)
         high = min(low + 1, len(self.log_sigmas) - 1)
         return float(torch.lerp(self.log_sigmas[low], self.log_sigmas[high], place - low).exp())
+
+    def on_device(self, timestep: Tensor) -> Tensor:
+        """The same of a timestep [] on a device, without waiting for it."""
+        if timestep.device not in self._there:
+            self._there[timestep.device] = self.log_sigmas.to(timestep.device)
+        levels, last = self._there[timestep.device], len(self.log_sigmas) - 1
+        place = timestep.float().clamp(0, last).view(1)
+        low = place.long()
+        below, above = (levels.index_select(0, i) for i in (low, (low + 1).clamp_max(last)))
+        return torch.lerp(below, above, place - low).exp()[0]
 
     def at_share(self, share: float) -> float:
         """The noise level after a share of sampling: everything at 0, nothing at 1, timesteps evenly between."""
@@ -71,13 +85,26 @@ def noise_levels(sd_model: Any) -> NoiseLevels:
     return NoiseLevels(((1 - alphas) / alphas).sqrt().log().float())
 
 
-def sigma_of_call(levels: NoiseLevels, args: tuple, kwargs: dict) -> float:
-    """The noise level of a call of the UNet: Forge says it, A1111 says the timestep."""
+def noise_of_call(levels: NoiseLevels, args: tuple, kwargs: dict) -> float | NoiseLevel:
+    """The noise level of a call of the UNet, without waiting for a GPU: Forge says it, A1111 says the timestep."""
     noise = (kwargs.get("transformer_options") or {}).get("sigmas")
     if noise is not None:
-        return float(noise.max())
-    timestep = kwargs.get("timesteps", args[1] if len(args) > 1 else None)
-    return levels.sigma(float(timestep.max()))
+        return noise_level(noise)
+    timestep = kwargs.get("timesteps", args[1] if len(args) > 1 else None).max()
+    if timestep.device.type == "cpu":
+        return levels.sigma(float(timestep))
+    return NoiseLevel(levels.on_device(timestep))
+
+
+def sigma_of_call(levels: NoiseLevels, args: tuple, kwargs: dict) -> float:
+    """The same as a number."""
+    found = noise_of_call(levels, args, kwargs)
+    return float(found.sigma) if isinstance(found, NoiseLevel) else found
+
+
+def checkpoint_of(sd_model: Any) -> str:
+    """The name of its file without folder and ending, "" where the host does not say it."""
+    return PurePath(str(getattr(getattr(sd_model, "sd_checkpoint_info", None), "filename", "")).replace("\\", "/")).stem
 
 
 def picture_share(sd_model: Any, sigma: float) -> float:

@@ -19,6 +19,7 @@ from . import downloads, files, host, infotext
 from .downloads import message as _message
 from .find import Finder, Found, Progress, Wish
 from .job import fits, shared_out
+from .model import checkpoint_of
 from .settings import CHOICES, DEFAULTS
 
 TITLE = "SAEmnesia: erase concepts"
@@ -210,7 +211,11 @@ def _about(sae: LoadedSae, named: bool) -> str:
         said += " It has no concept names: write a latent's number such as #12."
     model = host.loaded()
     try:
-        return _message(f"{said} It fits the loaded checkpoint." if model is not None and fits(sae, model) else said)
+        if model is None or not fits(sae, model):
+            return _message(said)
+        elsewhere = sae.elsewhere(checkpoint_of(model))
+        return _message(f"{said} It fits the loaded checkpoint.") if not elsewhere else \
+            _message(said) + _message(f"{elsewhere[0].upper()}{elsewhere[1:]}.", "saemnesia-warning")
     except SaeError as error:
         return _message(said) + _message(f"It does not fit the loaded checkpoint: {error}", "saemnesia-error")
 

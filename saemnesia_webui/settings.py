@@ -77,6 +77,8 @@ def checked(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def _checked(name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
+    if name == "strength":
+        raise SaeError("there is no setting 'strength': write it after each concept, for example 'cat:0.8'")
     if name not in defaults:
         near = difflib.get_close_matches(name, defaults, n=1, cutoff=0)[0]
         raise SaeError(f"there is no setting '{name}'; did you mean '{near}'? There are {', '.join(defaults)}")

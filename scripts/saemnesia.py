@@ -2,6 +2,7 @@
 
 Everything of ours is imported here at once: the hosts have this extension's folder on the path only now.
 """
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from saemnesia_webui.find import Finder
 from saemnesia_webui.job import Job, as_sentence
 
 MODELS = Path(paths.models_path)
-ERASER = Eraser()
+log = logging.getLogger("saemnesia")
+
+
+def running() -> tuple:
+    """Tells the host's runs apart: when its job began, and whether it has one at all."""
+    state = shared.state
+    return getattr(state, "time_start", None), getattr(state, "job_timestamp", None), bool(getattr(state, "job", ""))
+
+
+ERASER = Eraser(running)
 FINDER = Finder(MODELS, ERASER.disarm)
 
 
@@ -38,22 +48,28 @@ class SaemnesiaScript(scripts.Script):
         asked = settings.Settings()
         try:
             asked = settings.read(args, axes.of(p))
-            if asked.enabled:
-                ERASER.job = Job.prepare(asked, MODELS)
+            job = Job.prepare(asked, MODELS) if asked.enabled else None
+            if job and job.edits:  # else nothing is asked for, or all of it with strength 0
+                ERASER.arm(job, p)
         except Exception as error:
-            ERASER.job = Job(asked, error=as_sentence(error))
+            ERASER.arm(Job(asked, error=as_sentence(error)), p)
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """A batch begins. The text is cleared here and not in `process`, which ADetailer calls between pictures."""
         infotext.clear(p.extra_generation_params)
         if ERASER.job:
             ERASER.job.begin()
+            if getattr(p, "enable_hr", False):
+                infotext.promise(p.extra_generation_params, ERASER.job)
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         """Pictures are decoded after this: refuse them, or say in their text what was erased."""
-        ps.samples = ERASER.finished(ps.samples)
-        if ERASER.job and ERASER.job.erased:
+        ps.samples = ERASER.finished(ps.samples, bool(shared.state.interrupted or shared.state.skipped))
+        if ERASER.job:
             infotext.write(p.extra_generation_params, ERASER.job)
+            for sentence in ERASER.job.warnings() if ERASER.job.error is None else ():
+                log.warning("SAEmnesia: %s", sentence)
+                getattr(p, "comment", log.debug)(f"SAEmnesia: {sentence}")  # shown below the picture
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """ADetailer calls this without pictures before it paints a part anew: that part is erased too."""

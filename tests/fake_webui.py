@@ -8,6 +8,7 @@ fastapi are empty here: test_webui_page.py runs the real ones.
 import importlib.util
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,9 +35,10 @@ class Options:
         raise AttributeError(name)
 
 
-def axis_option(label: str, kind: type, apply: Callable, choices: Callable | None = None) -> SimpleNamespace:
-    """An axis of the X/Y/Z plot."""
-    return SimpleNamespace(label=label, kind=kind, apply=apply)
+def axis_option(label: str, kind: type, apply: Callable, confirm: Callable | None = None,
+                choices: Callable | None = None) -> SimpleNamespace:
+    """An axis of the X/Y/Z plot. confirm: gets the list of values before the plot starts, and raises."""
+    return SimpleNamespace(label=label, kind=kind, apply=apply, confirm=confirm)
 
 
 def sd_model(unet: nn.Module, forge: bool = False, sgm: bool = False, encode: Callable | None = None) -> Any:
@@ -63,11 +65,11 @@ class State(SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__(job="", job_no=0, job_count=0, sampling_step=0, interrupted=False, skipped=False,
-                         textinfo=None, seen=[])
+                         textinfo=None, seen=[], time_start=None)
 
     def begin(self, job: str) -> None:
         vars(self).update(job=job, job_no=0, job_count=-1, sampling_step=0, interrupted=False, skipped=False,
-                          textinfo=None)
+                          textinfo=None, time_start=time.monotonic())
 
     def end(self) -> None:
         vars(self).update(job="", job_count=0)
@@ -120,7 +122,26 @@ class Processing:
     script_args: tuple = ()
     scripts: tuple = ()
     is_hr_pass: bool = False
+    upscales: bool = True  # not with an upscaler that does not exist
+    stops_at: int = -1  # Interrupt before this step
     extra_generation_params: dict = field(default_factory=dict)
+    saved_before_hires: list = field(default_factory=list)  # the texts of pictures that the host saves in between
+    comments: list = field(default_factory=list)
+
+    @property
+    def enable_hr(self) -> bool:
+        return self.hires
+
+    def comment(self, text: str) -> None:
+        """What the page shows below the picture."""
+        self.comments.append(text)
+
+    def text(self) -> dict:
+        """As the hosts write it: what is a function is called, with all that they know, and None is left out."""
+        known = {"p": self, "name": "", "job": "", "key": "", "index": 0}
+        said = {key: value(**known) if callable(value) else value
+                for key, value in self.extra_generation_params.items()}
+        return {key: value for key, value in said.items() if value is not None}
 
 
 class Processed(SimpleNamespace):
@@ -223,7 +244,11 @@ class Webui:
     def generate(self, *args: Any, use_script: bool = True, **options: Any) -> Processed:
         """One run; `args`: those of our script."""
         p = Processing(script_args=args, scripts=(self.script,) if use_script else (), **options)
-        return self.run(p)
+        self.shared.state.begin("task")
+        try:
+            return self.run(p)
+        finally:
+            self.shared.state.end()
 
     def process_images(self, wanted: Wanted) -> Processed:
         """What an extension that paints by itself asks for."""
@@ -258,8 +283,9 @@ class Webui:
             if not getattr(samples.samples, "already_decoded", False):
                 decoded = [sample.clone() for sample in samples.samples]
             images += [self._inner(p, image) for image in decoded] if p.inner else decoded
-            infotexts += [dict(p.extra_generation_params)] * len(decoded)
-        processed = Processed(images=images, infotexts=infotexts)
+            infotexts += [p.text()] * len(decoded)
+        processed = Processed(images=images, infotexts=infotexts, comments=p.comments,
+                              before_hires=p.saved_before_hires)
         self._scripts(p, "postprocess", processed)
         return processed
 
@@ -276,6 +302,9 @@ class Webui:
         with torch.inference_mode() if self.forge else torch.no_grad():
             x = self._pass(p, batch, p.size) if p.first else torch.zeros(len(p.prompts), 4, *p.size)
             if p.hires:
+                p.saved_before_hires.append(p.text())
+                if not p.upscales:
+                    raise ValueError("no such upscaler")
                 p.is_hr_pass = True
                 self.shared.sd_model = p.hires_model or self.shared.sd_model
                 x = self._pass(p, batch, (2 * p.size[0], 2 * p.size[1]), start=x)
@@ -289,6 +318,10 @@ class Webui:
         if p.euler:
             return self._euler(p, x)
         for step, timestep in enumerate(p.timesteps):
+            if step == p.stops_at:
+                self.shared.state.interrupt()
+            if self.shared.state.interrupted:
+                return x
             if p.refiner is not None and step == 1:
                 self.shared.sd_model = p.refiner
             for part in range(p.evaluations):

@@ -314,8 +314,7 @@ def test_steps_in_which_a_concept_fired_are_counted_once_for_all_places():
     names = {one: ["cat"], two: ["cat", "dog"], three: ["dog"]}
     for sigma, cat, cat_or_dog in ((3.0, [True], [True, False]), (2.0, [False], [True, True]),
                                    (1.0, [False], [False, False]), (1.0, [False], [False, True])):
-        tally.add(one, sigma, torch.tensor(cat))
-        tally.add(two, sigma, torch.tensor(cat_or_dog))
+        tally.add(sigma, {one: torch.tensor(cat), two: torch.tensor(cat_or_dog)})
     assert tally.summary(names) == "SAEmnesia: steps in which a concept fired at any of 3 places, of 3: cat 2, dog 2"
     assert tally.missed(names) == BLOCK
 

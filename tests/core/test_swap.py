@@ -129,7 +129,9 @@ def test_neurons_without_a_name_fire_alike(tmp_path):
     found = LoadedSae.read("nameless.safetensors", tmp_path / "nameless.safetensors")
     [(_, edit)] = build_edits(found, "#1 -> #3", Actuator.ABLATE)
     assert edit.labels == ("latent 1 -> latent 3",)
-    assert torch.allclose(edit.added(0.7), sae.W_dec[3])
+    x = torch.randn(1, 5, 8)
+    z = (x @ edit.rows.W_enc.T + edit.rows.bias).relu()
+    assert torch.allclose(Erasure([edit])(x, 0.7).out, x + z @ (sae.W_dec[3:4] - sae.W_dec[1:2]), atol=1e-5)
 
 
 @pytest.mark.parametrize(("text", "says"), [

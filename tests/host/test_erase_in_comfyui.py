@@ -246,6 +246,31 @@ def test_an_sae_of_another_model_is_refused(host, sae_file, options, says):
         host.run(erase(graph(CAT), "cat", sae="other.safetensors"))
 
 
+def test_a_file_of_another_checkpoint_says_so_and_erases(host, plain, sae_file):
+    sae_file("made.safetensors", made_on="another")
+    sae_file("same.safetensors", made_on=NAME.removesuffix(".safetensors").upper())
+    erased = [latents(host, erase(graph(CAT), "cat", sae=name)) for name in ("made.safetensors", "same.safetensors")]
+    assert torch.equal(*erased) and not torch.equal(erased[0], plain)
+    assert "made.safetensors was made on another, and this is saemnesia-test: it may erase less here" in host.log
+    assert "same.safetensors was made on" not in host.log
+
+
+def test_the_window_is_measured_on_the_model_that_is_sampled(host):
+    """A node behind ours that changes the noise levels is one before it."""
+    window = {"start": 0.3, "end": 0.85}
+
+    def other(made):
+        return then(made, "edm", "ModelSamplingContinuousEDM", sampling="eps", sigma_max=120.0, sigma_min=0.002)
+    before, after = (latents(host, made) for made in (erase(other(graph(CAT)), "cat", **window),
+                                                      other(erase(graph(CAT), "cat", **window))))
+    assert torch.equal(before, after)
+
+
+def test_a_window_without_a_step_is_said(host, plain):
+    assert torch.equal(latents(host, erase(graph(CAT), "cat", start=0.9, end=0.91)), plain)
+    assert "cat: not erased, because none of the 4 steps of this run lies between start 0.9 and end 0.91" in host.log
+
+
 def test_a_damaged_file_is_refused(host, sae_file):
     path = sae_file("cut.safetensors")
     path.write_bytes(path.read_bytes()[:-5])

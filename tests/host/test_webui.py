@@ -17,6 +17,7 @@ import pytest
 import torch
 from fake_webui import Processing, Webui, sd_model, sigma_at
 from small_model import UNET_CONFIG, write_places, write_sae
+from stand_in_device import Devices
 from webui_model import UNET, random_unet
 
 from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeError, Statistics, hookpoint
@@ -238,8 +239,11 @@ def test_the_window_limits_when_it_acts(webui, models):
     late = webui.generate({"sae": SAE, "concepts": "cat", "start": 0.6})
     assert not same(late, webui.generate(*CAT)) and not same(late, webui.generate(False))
     first_step_only = {"timesteps": (999.0,)}
-    assert same(webui.generate({"sae": SAE, "concepts": "cat", "start": 0.6}, **first_step_only),
-                webui.generate(False, **first_step_only))
+    left = webui.generate({"sae": SAE, "concepts": "cat", "start": 0.6}, **first_step_only)
+    assert same(left, webui.generate(False, **first_step_only)) and texts(left) == "[]"
+    assert left.comments == ["SAEmnesia: not erased, because none of the 1 steps of this run lies between start 0.6 "
+                             "and end 1: widen them, or paint with more steps"]
+    assert late.comments == []
 
 
 # --- strength 0, silence, off --------------------------------------------------------------------------------
@@ -287,6 +291,7 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, SAE, "cat", "blur"), "expected actuator to be one of ablate, steer, replace, got 'blur'"),
     ((True, SAE, "cat", "ablate", 0, 1, "negative"), "expected apply_to to be one of both, conditional only"),
     (({"sae": SAE, "concept": "cat"},), "no setting 'concept'; did you mean 'concepts'"),
+    (({"sae": SAE, "concepts": "cat", "strength": 0.8},), "no setting 'strength': write it .*, for example 'cat:0.8'"),
     ((True, "", "cat"), "no SAE is chosen"), ((True,), "no SAE is chosen"),
     ((True, "gone.safetensors", "cat"), "no SAE 'gone.safetensors' in .*sae: put the file there"),
     ((True, "../animals.safetensors", "cat"), "there is no SAE"),
@@ -437,6 +442,41 @@ def test_an_abort_elsewhere_leaves_nothing_for_the_next_run(webui):
     handle.remove()
     assert not hookpoint.find(unet, BLOCK)._forward_hooks
     assert same(webui.generate(False), plain) and hooks(unet) == 0
+
+
+@pytest.mark.parametrize("breaks", ["between the passes", "in the model"])
+@pytest.mark.parametrize("args", [CAT, (True, "gone.safetensors", "cat")], ids=["fit", "refused"])
+def test_after_a_run_that_broke_a_pass_without_scripts_is_left_alone(webui, breaks, args):
+    """The Train tab paints previews and trains, some extensions paint: none of them calls our `process`."""
+    plain, unet = webui.generate(use_script=False), unet_of(webui)
+    handle = unet.register_forward_hook(lambda *a: 1 / 0) if breaks == "in the model" else None
+    with pytest.raises((ZeroDivisionError, ValueError, SaeError)):
+        webui.generate(*args, hires=True, upscales=False)
+    if handle:
+        handle.remove()
+    x, t, context = torch.zeros(1, 4, 8, 8), torch.tensor([500.0]), torch.zeros(1, 77, 768)
+    trained = unet(x, t, context=context)
+    assert hooks(unet) == 0 and torch.equal(trained, unet(x, t, context=context))
+    assert same(webui.generate(use_script=False), plain)
+    assert same(webui.run(Processing()), plain)  # one that begins no job
+
+
+def test_a_job_of_another_extension_in_the_middle_of_a_run_leaves_it_erased(webui, models):
+    class Begins:
+        def post_sample(self, p, ps, *args):
+            webui.shared.state.begin("theirs")
+    two = {"n_iter": 2}
+    erased = webui.run(Processing(script_args=CAT, scripts=(webui.script, Begins()), **two))
+    assert same(erased, by_hand(webui, models, **two))
+
+
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_a_run_that_is_interrupted_before_its_first_step_blames_nobody(request, name, caplog):
+    host = request.getfixturevalue(name)
+    stopped = host.generate(*CAT, stops_at=0)
+    assert texts(stopped) == "[]" and "SAEmnesia" not in caplog.text
+    begun = host.generate(*CAT, stops_at=2)
+    assert begun.infotexts[0]["SAEmnesia fired"] == "cat: in 2 of 2 steps"
 
 
 def test_an_abort_after_sampling_leaves_no_hooks(webui):
@@ -630,6 +670,17 @@ def test_the_hires_pass_can_be_left_alone(webui, models):
     assert not same(erased, webui.generate(*CAT, hires=True))
 
 
+@pytest.mark.parametrize("hires", [True, False])
+def test_the_picture_before_the_hires_pass_says_what_was_erased(webui, hires):
+    erased = webui.generate({"sae": SAE, "concepts": "cat", "hires": hires}, hires=True)
+    [before] = erased.before_hires
+    assert before["SAEmnesia concepts"] == "cat:1.0" and before["SAEmnesia fired"] == "cat: in 3 of 3 steps"
+    assert set(before) == set(erased.infotexts[0])
+    [off] = webui.generate(False, hires=True).before_hires
+    [missed] = webui.generate({"sae": SAE, "concepts": "cat", "start": 0.98, "end": 0.99}, hires=True).before_hires
+    assert off == missed == {}
+
+
 def test_a_hires_pass_alone_that_is_to_be_left_alone_is_no_error(webui):
     alone = {"hires": True, "first": False}
     left = webui.generate({"sae": SAE, "concepts": "cat", "hires": False}, **alone)
@@ -637,7 +688,7 @@ def test_a_hires_pass_alone_that_is_to_be_left_alone_is_no_error(webui):
 
 
 def test_reloading_the_page_removes_hooks_and_adds_no_axis_twice(webui):
-    webui.module.ERASER.job = webui.module.Job.prepare(webui.module.settings.read(CAT), webui.models)
+    webui.module.ERASER.arm(webui.module.Job.prepare(webui.module.settings.read(CAT), webui.models), Processing())
     webui.fire("cfg_denoiser", SimpleNamespace(x=torch.zeros(2, 4, 8, 8), text_cond=torch.zeros(1, 77, 768),
                                                denoiser=None))
     assert hooks(unet_of(webui)) == 2
@@ -735,6 +786,30 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
         cell((False, SAE), concepts="catt")
 
 
+@pytest.mark.parametrize(("axis", "values", "says"), [
+    ("concepts", ["cat", "catt"], "sae has no concept 'catt'; nearest: cat"),
+    ("concepts", ["cat", "cat:much"], "is not a strength"), ("concepts", ["cat", ""], "no concept is chosen"),
+    ("strength", [0.5, 101.0], "expected a strength of -100 to 100, got 101"),
+    ("strength", [float("nan")], "expected a strength"),
+    ("actuator", ["steer", "blur"], "one of ablate, steer, replace, got 'blur'"),
+    ("SAE", [SAE, "gone.safetensors"], "there is no SAE 'gone.safetensors'"),
+])
+def test_a_slip_in_a_plot_is_said_before_it_starts(webui, axis, values, says):
+    [confirm] = [one.confirm for one in webui.grid.axis_options if one.label == f"[SAEmnesia] {axis}"]
+    with pytest.raises(SaeError, match=says):
+        confirm(Processing(), values)
+
+
+def test_a_plot_takes_what_fits_and_file_names_with_commas(webui, more):
+    confirm = {one.label.removeprefix("[SAEmnesia] "): one.confirm for one in webui.grid.axis_options}
+    for axis, values in (("concepts", ["cat", "Dog:0.5, fox", "#3"]), ("strength", [0.0, 1.0, -3.0]),
+                         ("actuator", ["ablate", "replace"])):
+        confirm[axis](Processing(), values)
+    for apart in (["fox", "and cat.safetensors", SAE], [f"'{more}'", f'"{SAE}"'], [more, SAE]):
+        confirm["SAE"](Processing(), apart)
+        assert apart == [more, SAE]
+
+
 # --- several files -------------------------------------------------------------------------------------------
 
 
@@ -779,6 +854,52 @@ def test_a_slip_with_several_files_names_them_all(webui, more):
             says="'dog' and 'fox' are in different files, and a swap needs both in one")
     refused(webui, {"sae": [SAE, "gone.safetensors"], "concepts": "cat"}, says=r"no SAE 'gone.safetensors'")
     refused(webui, {"sae": [SAE, "folder/sdxl.safetensors"], "concepts": "cat"}, says="trained on a sdxl model")
+
+
+# --- a GPU ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forge", [False, True])
+def test_a_call_on_a_gpu_never_waits_for_it(webui, forge):
+    """Its noise level is a timestep in A1111 and a sigma in Forge; the UNet here is nothing but the SAE's block."""
+    from saemnesia_webui import model
+    levels, block = model.noise_levels(webui.shared.sd_model), torch.nn.Identity()
+    job = webui.module.Job.prepare(webui.module.settings.read(({"sae": SAE, "concepts": "cat", "start": 0.1},)),
+                                   webui.models)
+    job.announce(webui.shared.sd_model)
+    job.fitted.modules = {place: block for place in job.fitted.modules}
+    webui.module.ERASER.arm(job, Processing())
+    unet = torch.nn.Module()
+    unet.forward = lambda x, t, transformer_options=None: block(x)
+    webui.module.ERASER._attach(unet)
+    with Devices() as devices, torch.no_grad():
+        for timestep in (999.0, 500.5, 0.0):
+            x, t = devices.put(torch.randn(2, 64, 6, 6)), devices.put(torch.full((2,), timestep))
+            options = {"sigmas": devices.put(torch.full((2,), sigma_at(timestep)))} if forge else None
+            unet(x, t, transformer_options=options)
+            if timestep == 999.0:
+                devices.waits.clear()  # the rows go there once
+        assert devices.waits == []
+    seen = [*job.tally.levels()]
+    assert seen == pytest.approx([levels.sigma(timestep) for timestep in (999.0, 500.5, 0.0)], rel=1e-5)
+
+
+# --- another checkpoint --------------------------------------------------------------------------------------
+
+
+def test_a_file_of_another_checkpoint_says_so_and_erases(webui, models, caplog):
+    from saemnesia_webui import panel
+    for name, said in (("small v1", ""), ("Other", "made.safetensors was made on Other, and this is small v1: it may")):
+        write_sae(models / "sae" / "made.safetensors", d_in=64, made_on=name)
+        try:
+            erased = webui.generate(True, "made.safetensors", "cat")
+            assert same(erased, webui.generate(*CAT))
+            assert said in " ".join(erased.comments) and bool(erased.comments) is bool(said)
+            assert (said[:30] in caplog.text) is True and ("made on Other" in caplog.text) is bool(said)
+            assert ("fits the loaded checkpoint" in panel.concept_list(models, ["made.safetensors"])) is not bool(said)
+            assert said[17:] in panel.concept_list(models, ["made.safetensors"])
+        finally:
+            (models / "sae" / "made.safetensors").unlink()
 
 
 # --- infotext ------------------------------------------------------------------------------------------------

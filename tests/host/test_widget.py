@@ -1,6 +1,7 @@
 """The concept picker as a person uses it: in a browser, in both renderers of the pinned and of the newest front end."""
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -573,3 +574,14 @@ def test_a_graph_runs_from_the_page(page):
     canvas.link(page, node, canvas.add(page, "SaveImage"), name="images")
     (png,) = canvas.queue_and_wait(page, timeout=60)
     assert Image.open(io.BytesIO(png)).getpixel((0, 0)) == (0, 0x80, 0xFF)
+
+
+def test_what_must_be_known_of_a_run_is_said_in_a_corner_of_the_page(page):
+    said = "cat: not erased, because none of the 4 steps of this run lies between start 0.9 and end 0.91"
+    page.evaluate("text => window.app.api.dispatchCustomEvent('saemnesia.warning', { text })", said)
+    toast = page.get_by_role("alert").filter(has_text=said).filter(has=page.get_by_role("button"))
+    expect(toast).to_be_visible()
+    if shot := os.environ.get("TOAST_SCREENSHOT"):
+        page.screenshot(path=shot)
+    toast.get_by_role("button").first.click()
+    expect(toast).to_have_count(0)

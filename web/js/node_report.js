@@ -1,6 +1,7 @@
 /**
  * What a node says of its work, below its widgets: how far it is while it works ("painting picture 13 of 640, about 12
- * min left"), what came of it ("cat: 79% removed, others 0.0% touched"), and behind a fold the numbers of that.
+ * min left"), what came of it ("cat: 79% removed, others 0.0% touched"), and behind a fold the numbers of that. And what
+ * people must know of a run, in a corner of the page.
  *
  * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
  * comes later.
@@ -11,6 +12,7 @@ import { say } from "./words.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain"]
 const BEFORE = "What it does is said here after a run."
+const WARNED_MS = 20000
 const STOPPED = "Stopped. Queued again, it goes on where it was."
 const NUMBERS = "Numbers"
 const LINE = 17
@@ -99,6 +101,8 @@ app.registerExtension({
   name: "SAEmnesia.NodeReport",
   setup() {
     listen("saemnesia.progress", ({ text }) => text)
+    api.addEventListener("saemnesia.warning", ({ detail }) => app.extensionManager?.toast?.add(
+      { severity: "warn", summary: "SAEmnesia", detail: detail.text, life: WARNED_MS }))
     listen("execution_interrupted", () => say(STOPPED))
     listen("execution_error", ({ exception_message }) => exception_message.trim())
   },

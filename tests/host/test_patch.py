@@ -1,0 +1,218 @@
+"""The patch of a ComfyUI model in this process: compiled, on GPUs (a stand-in), and with other noise levels."""
+import importlib
+import logging
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_model import ATTENTIONS, FIRING, HOOKPOINT, UNET_CONFIG, write_places, write_sae
+from stand_in_device import Devices
+
+from benchmarks.minicanvas import models
+
+import comfy.model_sampling  # isort: skip  (models puts ComfyUI on the path)
+import comfy.supported_models  # isort: skip
+from tools.comfy_host import COMFY  # isort: skip
+
+
+def module(name: str):
+    """Of the extension, as the host loads it."""
+    if str(COMFY / "custom_nodes") not in sys.path:
+        sys.path.insert(0, str(COMFY / "custom_nodes"))
+    return importlib.import_module(f"comfyui-saemnesia.{name}")
+
+
+patch, adapter, erasure = (module(name) for name in ("nodes.patch", "sae_models.adapter", "sae_models.erasure"))
+SIGMAS = torch.linspace(14.0, 0.1, 12).tolist()
+
+
+@pytest.fixture(scope="module")
+def unet() -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = {**UNET_CONFIG, "model_channels": 32}
+    return models.initialised(models.UNetModel(**config, operations=models.comfy.ops.disable_weight_init)).eval()
+
+
+@pytest.fixture(scope="module")
+def saes(unet, tmp_path_factory) -> list:
+    folder, widths = tmp_path_factory.mktemp("sae"), {}
+    for name in ATTENTIONS:
+        widths[name] = adapter.hookpoint.width(adapter.hookpoint.find(unet, name))
+    write_sae(folder / "block.safetensors", widths[ATTENTIONS[-1]])
+    write_places(folder / "places.safetensors", widths)
+    return [adapter.LoadedSae.read(path.name, path) for path in sorted(folder.iterdir())]
+
+
+def patched(unet, saes, text: str = "cat", window=(0.0, 1.0), actuator: str = "ablate", **options):
+    """A patch that erases `text` at a block and at every cross-attention."""
+    edits = tuple(patch.SaeEdits(sae, adapter.build_edits(sae, text, erasure.Actuator(actuator), **options), window)
+                  for sae in saes)
+    paths = {block: path for sae in saes for block, path in adapter.fitting_blocks(unet, sae, "sd15").items()}
+    return patch.Patch(edits, paths, comfy.model_sampling.ModelSamplingDiscrete())
+
+
+class Executor:
+    """What ComfyUI hands to a wrapper of `apply_model`."""
+
+    def __init__(self, unet) -> None:
+        self.class_obj = SimpleNamespace(diffusion_model=unet)
+
+    def __call__(self, x, t, c_concat, c_crossattn, control, options, **kwargs):
+        return self.class_obj.diffusion_model(x, t, context=c_crossattn, transformer_options=options)
+
+
+@torch.no_grad()
+def call(unet, made, sigma: float, context=None) -> torch.Tensor:
+    x = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(1))
+    context = torch.randn(2, 7, 768, generator=torch.Generator().manual_seed(2))
+    t, options = torch.full((2,), sigma), {"cond_or_uncond": [0, 1]}
+    if made is None:
+        return Executor(unet)(x, t, None, context, None, options)
+    return made.apply_model(Executor(unet), x, t, None, context, None, options)
+
+
+def test_a_compiled_model_is_not_compiled_anew_for_every_noise_level(unet, saes):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    torch._dynamo.reset()
+    compiled, made = torch.compile(unet, backend=backend), patched(unet, saes)
+    plain = [call(compiled, None, sigma) for sigma in SIGMAS[:2]]
+    counts = []
+    for sigma in SIGMAS[:6]:
+        erased = call(compiled, made, sigma)
+        assert torch.allclose(erased, call(unet, made, sigma), atol=1e-4)
+        counts.append(len(graphs))
+    assert counts[2] == counts[-1]
+    assert not torch.allclose(plain[1], call(compiled, made, SIGMAS[1]), atol=1e-3)
+    assert torch.equal(call(compiled, None, SIGMAS[1]), plain[1])
+    torch._dynamo.reset()
+
+
+class Blocks(torch.nn.Module):
+    """A UNet of nothing but what our places put out."""
+
+    def __init__(self, made) -> None:
+        super().__init__()
+        self.made, self.block = made, torch.nn.Identity()
+
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        return self.block
+
+    def forward(self, x, t, context, transformer_options):
+        outputs = [self.block(x)]
+        for name, number, index in self.made.attentions:
+            n = x.flatten(2).mT
+            for one in transformer_options["patches"]["attn2_output_patch"]:
+                n = one(n, {"block": (name, number), "block_index": index})
+            outputs.append(n)
+        return outputs
+
+
+def call_on(device: str, devices: Devices, made, width: int, sigma: float) -> None:
+    x, t = (devices.put(value, device) for value in (torch.randn(2, width, 6, 6), torch.full((2,), sigma)))
+    made.apply_model(Executor(Blocks(made)), x, t, None, None, None, {"cond_or_uncond": [1, 0]})
+
+
+@pytest.mark.parametrize("actuator", ["ablate", "steer", "replace"])
+@pytest.mark.parametrize("conditional_only", [False, True])
+def test_a_model_call_on_a_gpu_never_waits_and_copies_nothing(unet, saes, actuator, conditional_only):
+    made = patched(unet, saes, "cat, dog", (0.1, 0.8), actuator, conditional_only=conditional_only)
+    width = saes[0].headers[0].config.d_in
+    with Devices() as devices:
+        call_on("meta:0", devices, made, width, 5.0)  # the rows go there once
+        devices.waits.clear()
+        for sigma in SIGMAS:
+            call_on("meta:0", devices, made, width, sigma)
+        assert devices.waits == []
+    assert len(made.tally.calls) == len(SIGMAS) + 1 and made.tally.missed(made.erasures) == ""
+
+
+def test_gpus_that_share_a_step_are_counted_as_one(unet, saes):
+    made, width, failed = patched(unet, saes, "cat"), saes[0].headers[0].config.d_in, []
+
+    def paint(device: str) -> None:
+        try:
+            with Devices() as devices:
+                for sigma in SIGMAS:
+                    call_on(device, devices, made, width, sigma)
+        except Exception as error:
+            failed.append(error)
+    threads = [threading.Thread(target=paint, args=(f"meta:{i}",)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == [] and len(made.tally.calls) == 3 * len(SIGMAS) and not made._calls
+    names = {block: one.names() for block, one in made.erasures.items()}
+    assert made.tally.summary(names).endswith(f"of {len(SIGMAS)}: cat {len(SIGMAS)}")
+
+
+def patcher_of(unet, config=None):
+    holder = torch.nn.Module()
+    holder.diffusion_model, holder.model_sampling = unet, comfy.model_sampling.ModelSamplingDiscrete()
+    holder.model_config = config or comfy.supported_models.SD15({})
+    return models.comfy.model_patcher.ModelPatcher(holder, torch.device("cpu"), torch.device("cpu"))
+
+
+def test_strength_zero_leaves_the_model_as_it_is(unet, saes, caplog):
+    with caplog.at_level(logging.INFO, "saemnesia"):
+        clone = patch.erase(patcher_of(unet), saes[1], adapter.build_edits(saes[1], "cat:0", erasure.Actuator.STEER))
+    assert clone.get_attachment(patch.KEY) is None and clone.wrappers == patcher_of(unet).wrappers
+    assert "every strength is 0, so nothing is erased" in caplog.text
+    kept = adapter.build_edits(saes[0], "cat:0, dog", erasure.Actuator.ABLATE)
+    assert [edit.names for _, edit in kept] == [("dog",)]
+
+
+def sampled(model, sigmas, run=None) -> None:
+    """A sampling run of a model, as the host wraps it."""
+    def sample(*args):
+        for sigma in sigmas:
+            call(model.model.diffusion_model, model.get_attachment(patch.KEY), sigma)
+    executor = SimpleNamespace(class_obj=SimpleNamespace(model_patcher=model))
+    model.get_attachment(patch.KEY).outer_sample(type("Run", (), {"__call__": lambda self, *a: (run or sample)(*a),
+                                                                  **vars(executor)})())
+
+
+@pytest.mark.parametrize("half", [0.3, 0.5])
+def test_the_window_is_that_of_the_model_that_is_sampled(unet, saes, half):
+    """ModelSamplingDiscrete and the like stand after Erase as well as before it."""
+    edits = adapter.build_edits(saes[1], "cat", erasure.Actuator.ABLATE)
+    after = patch.erase(patcher_of(unet), saes[1], edits, (half, 1.0)).clone()
+    other = comfy.model_sampling.ModelSamplingDiscrete(zsnr=True)
+    after.add_object_patch("model_sampling", other)
+    sampled(after, [5.0])
+    starts = {edit.start_sigma for one in after.get_attachment(patch.KEY).erasures.values() for edit in one.edits}
+    before = comfy.model_sampling.ModelSamplingDiscrete().percent_to_sigma(half)
+    assert starts == {other.percent_to_sigma(half)} != {before}
+
+
+def test_a_window_without_a_step_is_said(unet, saes, caplog):
+    edits = adapter.build_edits(saes[1], "cat", erasure.Actuator.ABLATE)
+    model = patch.erase(patcher_of(unet), saes[1], edits, (0.98, 0.99))
+    sampled(model, [10.0, 5.0, 1.0])
+    assert "cat: not erased, because none of the 3 steps of this run lies between start 0.98 and end" in caplog.text
+    caplog.clear()
+    sampled(patch.erase(patcher_of(unet), saes[1], edits, (0.1, 0.99)), [10.0, 5.0, 1.0])
+    assert "not erased" not in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "family"), [
+    ("SD15", "sd15"), ("SD15_instructpix2pix", "sd15"), ("SD20", "sd20"), ("SD21UnclipL", "sd20"),
+    ("SD21UnclipH", "sd20"), ("LotusD", "sd20"), ("SDXL", "sdxl"), ("SDXL_instructpix2pix", "sdxl"), ("SSD1B", "sdxl"),
+    ("Segmind_Vega", "sdxl"), ("KOALA_700M", "sdxl"), ("KOALA_1B", "sdxl"), ("SDXLRefiner", "sdxlrefiner"),
+    ("SVD_img2vid", "svd_img2vid"), ("SV3D_p", "svd_img2vid"), ("Flux", "flux")])
+def test_close_relatives_are_of_one_family(kind, family):
+    assert module("nodes.family").family_of(getattr(comfy.supported_models, kind)({})) == family
+
+
+def test_a_relative_is_told_by_its_blocks_and_widths(unet, saes):
+    paired = patcher_of(unet, comfy.supported_models.SD15_instructpix2pix({}))
+    assert len(patch.check_base(paired, saes[1])) == len(ATTENTIONS)
+    assert HOOKPOINT in str(patch.check_base(paired, saes[0])) and FIRING[0] == "cat"
+    with pytest.raises(module("sae_models.errors").SaeError, match="a sd15 model and this one is svd_img2vid"):
+        patch.check_base(patcher_of(unet, comfy.supported_models.SVD_img2vid({})), saes[0])
