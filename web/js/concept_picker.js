@@ -264,7 +264,7 @@ class Picker {
   swapNote(item) {
     const into = item?.into
     if (!into) return ""
-    if (item.refused) return say("not a swap")
+    if (item.refused && isStrength(item.strength, this.range())) return say("not a swap")
     if (!this.known.has(key(into.name)) && !/^#\d+$/.test(into.name)) {
       return [say("no {name}", { name: into.name }), this.nearest(into.name)].filter(Boolean).join("; ")
     }
