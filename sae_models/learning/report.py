@@ -6,6 +6,7 @@ A concept is centralised when its latent's score is high and the next latent's i
 section 4.4: the score of the best latent, 0.0404 against 0.0166 before its training).
 """
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -166,9 +167,9 @@ def from_json(path: Path) -> Report:
         data = json.loads(path.read_text("utf-8"))
         places, curve = data.get("places", {}), data["curve"]
         _check(float, data["fvu"], data["dead"], *places.values(), *(one for point in curve for one in point.values()))
-        _check(int, *(point["step"] for point in curve))
-        if not data["concepts"]:
-            raise ValueError("no concept")
+        _check(float, *(point["step"] for point in curve))
+        if not data["concepts"] or any(math.isnan(point["step"]) for point in curve):
+            raise ValueError("no concept, or no step")
         return Report(data["fvu"], data["dead"], tuple(map(_row, data["concepts"])), curve, places)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SaeError(f"the report {path.name} in {path.parent} is damaged ({error}): delete it and the SAE beside "
@@ -180,7 +181,7 @@ def _row(data: Mapping[str, Any]) -> ConceptReport:
     _check(str, row.name, row.kind, row.confused_with, row.place)
     _check(float, row.latent, row.score, row.runner_up, row.before, row.recall, row.precision, row.confusion,
            *(one for one in (row.mean_score, row.removed, row.touched) if one is not None))
-    if (row.removed is None) != (row.touched is None):
+    if (row.removed is None) != (row.touched is None) or (row.place and row.mean_score is None):
         raise ValueError(f"half of what was measured of {row.name}")
     return row
 
@@ -189,7 +190,7 @@ def _check(kind: type, *values: Any) -> None:
     """Raise TypeError unless all are of a kind; a whole number is a float too, and none is beyond all others."""
     for value in values:
         wanted = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-        if not wanted or (kind is not str and abs(value) > LARGEST):
+        if not wanted or (kind is float and abs(value) > LARGEST):
             raise TypeError(f"{value!r} where a {'number' if kind is float else 'text'} is expected")
 
 

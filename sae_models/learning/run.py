@@ -73,6 +73,7 @@ class Run(ABC):
                    for name, value in trainer.tensors().items()}
         if parallel.world()[0] == 0:
             states = json.dumps({place: trainer.state() for place, trainer in self.trainers.items()})
+            tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
             sums = {name: checksum(tensor) for name, tensor in tensors.items()}
             write_tensors(path, tensors, {METADATA_KEY: states, SUMS_KEY: _sealed(states, sums)})
 

@@ -475,6 +475,7 @@ def test_concepts_of_a_file_that_was_just_made_can_be_ticked_and_the_file_is_lis
         expect(page.locator(".saemnesia-message")).to_have_text(
             "Run SAEmnesia Export Concept once, and what it makes is listed here.")
         canvas.queue_and_wait(page)
+        canvas.wait_for_list(page)
         assert [one.name for one in canvas.shown(page)["Objects"]] == ["cat", "rose"]
         canvas.tick(page, "rose")
         assert canvas.prompt_of(page, ERASE)["concepts"] == "rose"
