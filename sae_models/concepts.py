@@ -197,7 +197,8 @@ def format_choices(choices: list[Choice]) -> str:
 
 
 def _format(choice: Choice) -> str:
-    name = f"{choice.name} ({choice.kind})" if choice.kind else choice.name
+    space = "" if choice.name.endswith(";") else " "
+    name = f"{choice.name}{space}({choice.kind})" if choice.kind else choice.name
     text = name if choice.strength is None else f"{name}:{choice.strength!r}"
     return f"{text} -> {_format(choice.into)}" if choice.into else text
 

@@ -77,6 +77,11 @@ def test_a_kind_that_is_written_is_read_back(choices):
     assert parse(format_choices(choices)) == choices
 
 
+def test_a_name_that_ends_in_a_semicolon_is_read_back_with_its_kind():
+    choices = [Choice("wink ;", 0.5, "object"), Choice("cat", None, "style")]
+    assert parse(format_choices(choices)) == choices
+
+
 PUT = st.builds(Choice, NAMES.map("b{}y".format), st.none(), st.sampled_from(["", "object", "style"]))
 
 
