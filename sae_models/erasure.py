@@ -184,15 +184,15 @@ class Erasure:
         rows = sum(len(edit.names) for edit in self.edits)
         if not any(_may_act(edit, sigma) for edit in self.edits):
             return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device))
-        acts = self._activations(x, sigma, conditional, x_in)
+        acts = self.activations(x, sigma, conditional, x_in)
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired)
         out = self._edited(x, acts, sigma)
         return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
 
-    def _activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None,
-                     x_in: Tensor | None) -> list[Tensor]:
+    def activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
+                    x_in: Tensor | None = None) -> list[Tensor]:
         """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act."""
         columns = _columns(x) - _columns(x_in) if self.residual else _columns(x)
         acts = []

@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
-WRITTEN = {"erase": (), "find": ("found",), "train": ("my concepts",), "words": ("minicanvas *",)}
+WRITTEN = {"erase": (), "find": ("found",), "map": (), "train": ("my concepts",), "words": ("minicanvas *",)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
         assert (kept[node["id"]] or []) == node.get("widgets_values", []), node["type"]
     canvas.keep_what_is_said(page)
     assert len(set(canvas.queue_and_wait(page))) >= 2
-    if example in ("find", "words"):
+    if example in ("find", "map", "words"):
         expect(page.locator(".saemnesia-report")).to_contain_text("cat: ")
     if example == "words":
         assert any("cat (object): painting to learn from, step" in text for text in canvas.said(page))

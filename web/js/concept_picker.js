@@ -12,7 +12,8 @@ import { followMode } from "./node_look.js"
 import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
 import { say } from "./words.js"
 
-const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker"]
+const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker", "SAEmnesiaConceptMap"]
+const WITHOUT_STRENGTH = "SAEmnesiaConceptMap"
 
 const UNKNOWN = "Not in this SAE"
 const NUMBERED = "Latents by number"
@@ -252,7 +253,7 @@ class Picker {
     row.arrow.textContent = items[0]?.into ? `\u2192 ${items[0].into.name}` : ""
     row.note.textContent = items.length > 1 ? say("listed twice")
       : row.heading === UNKNOWN ? this.nearest(row.name) : this.swapNote(items[0])
-    row.strength.hidden = !items.length
+    row.strength.hidden = !items.length || this.node.comfyClass === WITHOUT_STRENGTH
     row.strength.placeholder = say(range.usual)
     row.strength.title = say(range.hint)
     row.strength.ariaInvalid = String(!isStrength(strength, range))

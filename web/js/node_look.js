@@ -12,6 +12,7 @@ const ALIASES = {
   SAEmnesiaEraseWords: ERASING,
   SAEmnesiaErase: [...ERASING, "ablate", "steer"],
   SAEmnesiaFindConcept: ["learn concept", "unlearn"],
+  SAEmnesiaConceptMap: ["heat map", "heatmap", "attention map", "DAAM", "mask from text", "segment", "locate"],
   SAEmnesiaLoadSAE: ["sparse autoencoder", "concept file"],
   SAEmnesiaTrain: ["sparse autoencoder", "unlearn"],
 }

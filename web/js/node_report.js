@@ -10,7 +10,8 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { say } from "./words.js"
 
-const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain"]
+const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain",
+  "SAEmnesiaConceptMap"]
 const BEFORE = "What it does is said here after a run."
 const WARNED_MS = 20000
 const STOPPED = "Stopped. Queued again, it goes on where it was."
