@@ -1,6 +1,6 @@
 """How well concepts are erased from MiniCanvas's scenes, and what else changes: the table.
 
-    python -m benchmarks.minicanvas.bench           every object, style and ground, alone and several; 3 guidances
+    python -m benchmarks.minicanvas.bench           what the concept file has, alone and several; 3 guidances
     python -m benchmarks.minicanvas.bench --quick   a fixed subset, some minutes on a CPU
 
 Every picture is made by a real ComfyUI over its HTTP API; each method paints the same prompts from the same noise.
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from sae_models.formats import read_headers
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
 from tools.sheet import ERASED, PLAIN, Row, sheet
@@ -124,8 +125,15 @@ QUICK_METHODS = ("none", "without", "ours", "negative", "uce")
 USUAL_METHODS = tuple(name for name in METHODS if name not in ("esd-x", "papers"))
 
 
-def single(kind: str, names: Sequence[int]) -> list[Task]:
-    return [table.task(kind, [i]) for i in names]
+def known() -> dict[str, list[int]]:
+    """{kind: concepts of the committed file}, in MiniCanvas's order; the file need not have all."""
+    names = {concept.name for concept in read_headers(WEIGHTS / "concepts.safetensors")[0].concepts}
+    return {kind: [i for i, word in enumerate(words) if table.NAMES[kind].format(word) in names]
+            for kind, words in table.KINDS.items()}
+
+
+def known_names() -> list[str]:
+    return [table.NAMES[kind].format(table.KINDS[kind][i]) for kind, indices in known().items() for i in indices]
 
 
 def groups(quick: bool) -> dict[str, list[Task]]:
@@ -133,10 +141,13 @@ def groups(quick: bool) -> dict[str, list[Task]]:
     if quick:
         tasks = [table.task_of(name) for name in find.SOME]
         return {f"{kind}s": [task for task in tasks if task.kind == kind] for kind in table.KINDS}
-    singles = {f"{kind}s": single(kind, range(len(names))) for kind, names in table.KINDS.items()}
+    have = known()
+    singles = {f"{kind}s": [table.task(kind, [i]) for i in indices] for kind, indices in have.items()}
     return singles | {
-        "neighbours": table.neighbours(), "3 objects": table.several("object", 3, 6),
-        "9 objects": table.several("object", 9, 12), "3 styles": table.several("style", 3, 4),
+        "neighbours": [task for task in table.neighbours() if set(task.erased) <= set(have["object"])],
+        "3 objects": table.several("object", 3, 6, have["object"]),
+        "9 objects": table.several("object", 9, 12, have["object"]),
+        "3 styles": table.several("style", 3, 4, have["style"]),
         "other words": table.held_out([*singles["objects"][::4], *singles["styles"][::2]]),
     }
 
@@ -199,7 +210,7 @@ def run(host: ComfyHost, judge: Judge, results: Results, cfg: float, members: di
         methods: Sequence[str]) -> dict[str, dict[str, table.Score]]:
     """{group: {method: mean score}}, printing each row as it is done."""
     means: dict[str, dict[str, table.Score]] = {}
-    for group, tasks in members.items():
+    for group, tasks in ((group, tasks) for group, tasks in members.items() if tasks):
         print(f"\n{group} ({len(tasks)} tasks), guidance {cfg:g}\n{'':44}"
               + "  ".join(f"{head:>6}" for head in HEADS.values()), flush=True)
         for name in methods:
@@ -255,7 +266,7 @@ def main() -> None:
     members = {name: of for name, of in groups(options.quick).items() if name in (options.groups or [name])}
     judge = load_judge()
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host:
-        find_missing(host, methods, find.SOME if options.quick else table.all_names())
+        find_missing(host, methods, find.SOME if options.quick else known_names())
         if "base" not in results.data:
             results.data["base"] = base_accuracy(host, judge, 1 if options.quick else 2)
             results.write()

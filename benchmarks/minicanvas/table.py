@@ -127,11 +127,12 @@ def task_of(name: str, seed: int = 0) -> Task:
     return task(kind, [KINDS[kind].index(word)], seed=seed)
 
 
-def several(kind: str, count: int, sets: int) -> list[Task]:
-    """`sets` fixed random choices of `count` concepts erased at once."""
+def several(kind: str, count: int, sets: int, among: Sequence[int]) -> list[Task]:
+    """`sets` fixed random choices of `count` concepts erased at once, none where there are fewer."""
     generator = torch.Generator().manual_seed(count)
-    return [task(kind, torch.randperm(len(KINDS[kind]), generator=generator)[:count].tolist(), seed=i)
-            for i in range(sets)]
+    orders = [torch.randperm(len(among), generator=generator)[:count].tolist() for _ in range(sets)]
+    return [task(kind, [among[i] for i in order], seed=seed) for seed, order in enumerate(orders)] \
+        if len(among) >= count else []
 
 
 def neighbours() -> list[Task]:

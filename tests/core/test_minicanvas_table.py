@@ -9,7 +9,7 @@ from benchmarks.minicanvas.judge import Verdict
 
 CAT = OBJECTS.index("cat")
 TASKS = [table.task("object", [CAT]), table.task("style", [2]), table.task("ground", [1]),
-         *table.several("object", 9, 2), *table.several("style", 3, 2), *table.neighbours()]
+         *table.several("object", 9, 2, range(24)), *table.several("style", 3, 2, range(5)), *table.neighbours()]
 
 
 def showing(scenes) -> Verdict:
@@ -83,6 +83,6 @@ def test_a_background_that_turned_white_is_counted():
 
 
 def test_tasks_with_several_concepts_differ():
-    sets = [task.erased for task in table.several("object", 9, 12)]
-    assert len(set(sets)) == 12 and all(len(set(one)) == 9 for one in sets)
+    sets = [task.erased for task in table.several("object", 9, 12, range(3, 20))]
+    assert len(set(sets)) == 12 and all(len(set(one)) == 9 and set(one) <= set(range(3, 20)) for one in sets)
     assert len(BACKGROUNDS) >= 4 and len(STYLES) >= 5 and len(OBJECTS) >= 24

@@ -46,8 +46,8 @@ def test_the_english_sentences_are_those_of_the_page():
 
 def test_the_sidebar_says_what_is_translated():
     sentences = json.loads((SIDEBAR / "de_DE.json").read_text("utf-8"))
-    source = code("saemnesia_webui/panel.py", "javascript/*.mjs", "web/js/*.js")
-    assert set(re.findall(r'\b(?:label|info)="([^"{]*)"', code("saemnesia_webui/panel.py"))) <= set(sentences)
+    source = code("saemnesia_webui/*.py", "javascript/*.mjs", "web/js/*.js")
+    assert set(re.findall(r'\b(?:label|info)="([^"{]*)"', code("saemnesia_webui/*.py"))) <= set(sentences)
     assert set(sentences) <= set(QUOTED.findall(source)) | set(re.findall(r">([^<>]+)<", source))
 
 

@@ -3,6 +3,7 @@
  * the one is that someone chose. Opening it asks no server but ComfyUI's own.
  */
 import { api } from "../../../scripts/api.js"
+import { say } from "./words.js"
 
 const EVERY = 500 // ms between looks at how far it is
 
@@ -41,7 +42,7 @@ const inMB = (bytes) => (bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)
 
 async function asked(path, body) {
   const options = body ? { method: "POST", body: JSON.stringify(body) } : { cache: "no-store" }
-  const failed = { error: "The server does not answer: see its log." }
+  const failed = { error: say("The server does not answer: see its log.") }
   return api.fetchApi(path, options).then((answer) => answer.json()).catch(() => failed)
 }
 
@@ -50,14 +51,14 @@ class Downloads {
     this.list = element("ul")
     this.bar = element("progress", { hidden: true })
     this.said = element("span", { role: "status" })
-    this.stop = element("button", { type: "button", textContent: "Stop", hidden: true })
+    this.stop = element("button", { type: "button", textContent: say("Stop"), hidden: true })
     this.stop.onclick = () => asked("/saemnesia/download", { stop: true })
-    const close = element("button", { type: "button", textContent: "Close" })
+    const close = element("button", { type: "button", textContent: say("Close") })
     close.onclick = () => this.dialog.close()
-    this.dialog = element("dialog", { className: "saemnesia-downloads", ariaLabel: "Download an SAE" },
-      element("style", { textContent: CSS }), element("h3", { textContent: "Download an SAE" }),
-      element("p", { textContent: "Published by others, from Hugging Face into models/sae. Nothing is downloaded " +
-        "before you press a button with its size." }),
+    this.dialog = element("dialog", { className: "saemnesia-downloads", ariaLabel: say("Download an SAE") },
+      element("style", { textContent: CSS }), element("h3", { textContent: say("Download an SAE") }),
+      element("p", { textContent: say("Published by others, from Hugging Face into models/sae. Nothing is downloaded " +
+        "before you press a button with its size.") }),
       this.list, element("footer", {}, this.bar, this.said, this.stop, close))
     this.dialog.tabIndex = -1
     this.dialog.addEventListener("keydown", (event) => {
@@ -84,10 +85,10 @@ class Downloads {
 
   row(sae) {
     const { name, model, blocks, knows, size, licence, repository, pickled, there, file } = sae
-    const button = element("button", { type: "button", textContent: there ? "Choose" : `Download ${size}` })
+    const button = element("button", { type: "button", textContent: there ? say("Choose") : say("Download {size}", { size }) })
     button.onclick = () => (there ? this.take(file) : this.begin(name))
-    const about = [`${model}, ${blocks.join(", ")}: ${knows}.`, `${repository}, ${licence || "licence not said"}.`]
-    if (pickled) about.push("A pickle: what to do with it is said below the list once it is there.")
+    const about = [`${model}, ${blocks.join(", ")}: ${knows}.`, `${repository}, ${licence || say("licence not said")}.`]
+    if (pickled) about.push(say("A pickle: what to do with it is said below the list once it is there."))
     return element("li", {}, element("div", {}, name, element("small", { textContent: about.join(" ") })), button)
   }
 
@@ -117,7 +118,7 @@ class Downloads {
     this.draw(state)
     if (!state.file) return
     await this.fill()
-    this.say(`${state.name} is there, and chosen.`)
+    this.say(say("{name} is there, and chosen.", state))
     chosen(state.file)
   }
 
@@ -126,7 +127,8 @@ class Downloads {
     for (const button of this.list.querySelectorAll("button")) button.disabled = running
     if (total) Object.assign(this.bar, { max: total, value: done })
     else this.bar.removeAttribute("value")
-    if (running) this.say(`${name}: ${total ? `${inMB(done)} of ${inMB(total)} MB` : "asking for it"}`)
+    const share = { name, done: inMB(done), total: inMB(total) }
+    if (running) this.say(total ? say("{name}: {done} of {total} MB", share) : say("{name}: asking for it", share))
     else if (error) this.say(error, true)
   }
 
