@@ -35,6 +35,14 @@ class Panel(NamedTuple):
     infotext_fields: list[tuple[Any, Callable]]
 
 
+class Search(NamedTuple):
+    """The words to find, what begins and ends that, and what is said of it."""
+    words: Any
+    begin: Any
+    stop: Any
+    status: Any
+
+
 def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
     """Build the sidebar for one tab. It has no side effects: the hosts call it several times.
 
@@ -45,12 +53,7 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
     with gr.Accordion(TITLE, open=False, elem_id=elem_id("panel"), elem_classes=["saemnesia-panel"]):
         enabled = gr.Checkbox(DEFAULTS["enabled"], label="Erase what is ticked", elem_id=elem_id("enabled"),
                               elem_classes=["saemnesia-enabled"])
-        with gr.Row(elem_classes=["saemnesia-row-of-buttons"]):
-            words = gr.Textbox("", label="Find a concept", lines=1, elem_id=elem_id("find"), placeholder="cat",
-                               info="a word this checkpoint shall learn to leave out; it paints some pictures, once")
-            begin = gr.Button("Find", variant="primary", elem_id=elem_id("find_begin"), min_width=80)
-            stop = gr.Button("Stop", elem_id=elem_id("find_stop"), min_width=80)
-        status = gr.HTML("", elem_id=elem_id("find_status"), elem_classes=["saemnesia-status"])
+        search = _search(elem_id)
         with gr.Row(elem_classes=["saemnesia-row-of-buttons"]):
             sae = _several(names, value=first, label="SAE", elem_id=elem_id("sae"),
                            info="the files of models/sae whose concepts are listed below")
@@ -61,23 +64,47 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
                               info="a number after a colon is the strength; without one a concept is erased fully; "
                                    "cat -> dog puts a dog in its place")
         with gr.Accordion("How it erases and finds", open=False, elem_id=elem_id("more")):
-            actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
-                                elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
-                                info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it")
-            with gr.Row():
-                start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
-                end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))
-            with gr.Row():
-                apply_to = gr.Radio(CHOICES["apply_to"], value=DEFAULTS["apply_to"], label="Apply to",
-                                    elem_id=elem_id("apply_to"))
-                hires = gr.Checkbox(DEFAULTS["hires"], label="Erase in the hires pass too", elem_id=elem_id("hires"))
-            hookpoint = gr.Textbox(DEFAULTS["hookpoint"], label="Hookpoint", elem_id=elem_id("hookpoint"),
-                                   placeholder="empty: the SAE's file says it")
-            wish = _wishes(elem_id)
+            how, wish = _how(elem_id), _wishes(elem_id)
         published = downloads.build(elem_id)
-    components = dict(zip(DEFAULTS, (enabled, sae, concepts, actuator, start, end, apply_to, hires, hookpoint),
-                          strict=True))
+    _wire_list(models, sae, listed, refresh, enabled)
+    _wire_search(finder, search, [search.words, *wish, sae, concepts], [search.status, sae, listed, concepts, enabled])
+    _wire_downloads(models, published, [published.status, sae, listed])
+    for part in (concepts, how[0], enabled):
+        _on_change_in_page(part, CHANGED)
+    components = dict(zip(DEFAULTS, (enabled, sae, concepts, *how), strict=True))
+    return Panel(list(components.values()),
+                 [(part, infotext.reader(name, models)) for name, part in components.items()])
 
+
+def _search(elem_id: Callable[[str], str]) -> Search:
+    with gr.Row(elem_classes=["saemnesia-row-of-buttons"]):
+        words = gr.Textbox("", label="Find a concept", lines=1, elem_id=elem_id("find"), placeholder="cat",
+                           info="a word this checkpoint shall learn to leave out; it paints some pictures, once")
+        begin = gr.Button("Find", variant="primary", elem_id=elem_id("find_begin"), min_width=80)
+        stop = gr.Button("Stop", elem_id=elem_id("find_stop"), min_width=80)
+    status = gr.HTML("", elem_id=elem_id("find_status"), elem_classes=["saemnesia-status"])
+    return Search(words, begin, stop, status)
+
+
+def _how(elem_id: Callable[[str], str]) -> list[Any]:
+    """How it erases: in the order of the settings, from the actuator on."""
+    actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
+                        elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
+                        info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it")
+    with gr.Row():
+        start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
+        end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))
+    with gr.Row():
+        apply_to = gr.Radio(CHOICES["apply_to"], value=DEFAULTS["apply_to"], label="Apply to",
+                            elem_id=elem_id("apply_to"))
+        hires = gr.Checkbox(DEFAULTS["hires"], label="Erase in the hires pass too", elem_id=elem_id("hires"))
+    hookpoint = gr.Textbox(DEFAULTS["hookpoint"], label="Hookpoint", elem_id=elem_id("hookpoint"),
+                           placeholder="empty: the SAE's file says it")
+    return [actuator, start, end, apply_to, hires, hookpoint]
+
+
+def _wire_list(models: Path, sae: Any, listed: Any, refresh: Any, enabled: Any) -> None:
+    """The list follows the chosen files, and the button reads which there are."""
     def relist(chosen: list[str] | None) -> str:
         return concept_list(models, chosen or [])
 
@@ -85,30 +112,29 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
         names = files.names(models)
         left = [name for name in chosen or [] if name in names] or (names if len(names) == 1 else [])
         return gr.update(choices=names, value=left), relist(left)
+    for part in (sae, enabled):
+        part.change(relist, inputs=[sae], outputs=[listed], show_progress=False)
+    refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
 
+
+def _wire_search(finder: Finder, search: Search, inputs: list[Any], outputs: list[Any]) -> None:
     def find(words: str, told_from: str, pictures: float, side: float, cfg: float, chosen: list[str] | None,
              text: str) -> Iterator[tuple]:
         yield from finding(finder, Wish(words, told_from, int(pictures), int(side), float(cfg)), chosen or [], text)
+    for event in (search.begin.click, search.words.submit):
+        event(find, inputs=inputs, outputs=outputs, show_progress=False)
+    search.stop.click(host.stop, show_progress=False, queue=False)  # it must not wait behind what it stops
+
+
+def _wire_downloads(models: Path, published: downloads.Section, outputs: list[Any]) -> None:
     def download(which: str | None) -> Iterator[tuple]:
         for now in downloads.downloading(models, which):
             if isinstance(now, str):
                 yield now, gr.update(), gr.update()
             else:
                 yield _message(f"{now.name} is there, and chosen."), \
-                    gr.update(choices=files.names(models), value=[now.file]), relist([now.file])
-    published.begin.click(download, inputs=[published.which], outputs=[published.status, sae, listed],
-                          show_progress=False)
-    for part in (sae, enabled):
-        part.change(relist, inputs=[sae], outputs=[listed], show_progress=False)
-    refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
-    outputs = [status, sae, listed, concepts, enabled]
-    for event in (begin.click, words.submit):
-        event(find, inputs=[words, *wish, sae, concepts], outputs=outputs, show_progress=False)
-    stop.click(host.stop, show_progress=False, queue=False)  # it must not wait behind what it stops
-    for part in (concepts, actuator, enabled):
-        _on_change_in_page(part, CHANGED)
-    return Panel(list(components.values()),
-                 [(part, infotext.reader(name, models)) for name, part in components.items()])
+                    gr.update(choices=files.names(models), value=[now.file]), concept_list(models, [now.file])
+    published.begin.click(download, inputs=[published.which], outputs=outputs, show_progress=False)
 
 
 def _several(names: list[str], **options: Any) -> Any:
