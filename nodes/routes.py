@@ -8,6 +8,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..sae_models.errors import SaeError
+from ..sae_models.formats import PICKLES
 from ..sae_models.hub import catalogue, entry_called
 from ..sae_models.hub.running import Downloads
 from . import family, files
@@ -30,8 +31,10 @@ def _answer(asked: Mapping[str, str]) -> web.Response:
     try:
         return web.json_response(_told(asked))
     except SaeError as error:
-        said = {"error": files.without_folders(str(error)), "there": files.there(asked.get("sae", ""))}
-        return web.json_response(said, status=400)
+        name = asked.get("sae", "")
+        waiting = name.lower().endswith(PICKLES)  # the command that converts it needs to say where it is
+        text = str(error) if waiting else files.without_folders(str(error))
+        return web.json_response({"error": text, "there": files.there(name)}, status=400)
 
 
 def _told(asked: Mapping[str, str]) -> dict[str, Any]:

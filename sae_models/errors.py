@@ -22,4 +22,6 @@ def plain(text: str) -> str:
     >>> plain("one\\ntwo\\x07")
     'one two�'
     """
-    return re.sub(UNSEEN, "�", re.sub(r"\s*[\n\r]\s*", " ", text))
+    lines = re.split("[\n\r]", text)
+    line = " ".join(filter(None, map(str.strip, lines))) if len(lines) > 1 else text
+    return re.sub(UNSEEN, "�", line)

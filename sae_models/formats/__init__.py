@@ -8,6 +8,7 @@ from .layouts import Weights
 from .ours import Part, note_measured, write, write_places
 from .reading import (
     LOOKED_FOR,
+    PICKLES,
     offered,
     only,
     pickle_advice,
@@ -19,6 +20,6 @@ from .reading import (
     read_statistics,
 )
 
-__all__ = ["LOOKED_FOR", "Header", "Part", "Rows", "Weights", "note_measured", "offered", "only", "pickle_advice",
-           "read_header", "read_headers", "read_rows", "read_rows_at", "read_sae", "read_statistics", "write",
-           "write_places"]
+__all__ = ["LOOKED_FOR", "PICKLES", "Header", "Part", "Rows", "Weights", "note_measured", "offered", "only",
+           "pickle_advice", "read_header", "read_headers", "read_rows", "read_rows_at", "read_sae", "read_statistics",
+           "write", "write_places"]

@@ -159,7 +159,8 @@ def test_many_names_are_compared_in_proportion_to_their_number():
 def test_the_page_reads_the_cases_as_python_does():
     code = """const { key, parse } = await import(process.argv[1]), texts = JSON.parse(process.argv[2])
         console.log(JSON.stringify(texts.map(parse).map((items) => items.some(({ refused }) => refused) ? null
-            : items.map(({ name, strength, kind }) => [key(name), strength ? Number(strength) : null, kind]))))"""
+            : items.map(({ name, strength, kind, into }) => [key(name), strength ? Number(strength) : null, kind,
+                ...(into ? [[into.name, null, into.kind]] : [])]))))"""
     said = subprocess.run(["node", "--input-type=module", "-e", code, str(REPO / "web" / "js" / "concept_text.js"),
                            json.dumps([case["text"] for case in CASES])], capture_output=True, text=True, check=True)
     for case, items in zip(CASES, json.loads(said.stdout), strict=True):

@@ -148,7 +148,7 @@ def test_gpus_that_share_a_step_are_counted_as_one(unet, saes):
     for thread in threads:
         thread.join()
     assert failed == [] and len(made.tally.calls) == 3 * len(SIGMAS) and not made._calls
-    names = {block: one.names() for block, one in made.erasures.items()}
+    names = {block: one.labels() for block, one in made.erasures.items()}
     assert made.tally.summary(names).endswith(f"of {len(SIGMAS)}: cat {len(SIGMAS)}")
 
 

@@ -10,7 +10,7 @@ import { app } from "../../../scripts/app.js"
 import { followMode } from "./node_look.js"
 import { openDownloads } from "./sae_downloads.js"
 import { after, graphs, LOADER, onFilesChanged, readSae, tellOfFile, widgetValue } from "./sae_source.js"
-import { say } from "./words.js"
+import { say as told } from "./words.js"
 
 const NONE = "(no file in models/sae yet)" // see nodes/files.py
 const LINE = 17
@@ -37,8 +37,8 @@ function addLine(node) {
   const root = Object.assign(document.createElement("div"), { className: "saemnesia-about" })
   root.setAttribute("style", STYLE)
   root.setAttribute("role", "status")
-  const button = Object.assign(document.createElement("button"), { type: "button", textContent: say("Download..."),
-    title: say("Which SAEs are published, and how large they are. Nothing is downloaded before you choose one.") })
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: told("Download..."),
+    title: told("Which SAEs are published, and how large they are. Nothing is downloaded before you choose one.") })
   button.setAttribute("style", BUTTON_STYLE)
   button.onclick = () => openDownloads((name) => choose(node, name))
   const whole = document.createElement("div")
