@@ -81,7 +81,7 @@ def main(models: Path, port: str) -> None:
 def serve(page: gr.Blocks, port: int) -> None:
     import uvicorn
     app = FastAPI()
-    for name in ("javascript/saemnesia.mjs", "web/js/concept_text.js", "web/js/concept_figures.js",
+    for name in ("javascript/saemnesia.mjs", "web/js/concept_text.js", "web/js/concept_figures.js", "web/js/words.js",
                  "style.css"):
         kind = "text/css" if name.endswith("css") else "text/javascript"
         app.add_api_route(f"/{name}", lambda name=name, kind=kind: FileResponse(REPO / name, media_type=kind))
