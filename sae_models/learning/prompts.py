@@ -27,6 +27,7 @@ from ..concepts import (
     with_points,
 )
 from ..errors import SaeError
+from .styles import is_style
 
 SLOT = r"\{(\w*)\}"
 STRESSED = r"[\[{].*[\]}]"
@@ -133,7 +134,7 @@ def understood(subjects: Sequence[Subject]) -> str:
 
 
 def _kind_of(name: str) -> str:
-    return "style" if name.casefold().endswith("style") else "object"
+    return "style" if is_style(name) else "object"
 
 
 def refuse_two_readings(text: str) -> None:

@@ -17,6 +17,7 @@ from .lesson import Search, search_for
 from .measuring import in_words
 from .painting import Painter, Painting
 from .prompts import Subject, default_templates, parse_subjects, refuse_two_readings, subject
+from .styles import STYLES
 
 COMMON = {
     "object": (
@@ -27,11 +28,7 @@ COMMON = {
         "banana", "strawberry", "cake", "pizza", "hat", "shoe", "dress", "umbrella", "glasses", "sword", "guitar",
         "piano", "phone", "key", "ball", "balloon", "robot", "dragon", "skull",
     ),
-    "style": (
-        "photo", "oil painting", "watercolor", "pencil sketch", "charcoal drawing", "line art", "pixel art", "anime",
-        "cartoon", "comic book", "3d render", "low poly", "black and white", "vintage poster", "impressionist painting",
-        "ukiyo-e", "stained glass", "film noir",
-    ),
+    "style": STYLES,
 }
 NEAR, OTHERS = 8, 12
 """How many of the most alike, and of all others, a word is told from."""

@@ -14,6 +14,8 @@ LIKE_CAT = ("dog", "bird", "fish", "bear", "cow", "rabbit", "horse", "frog")
 
 
 @pytest.mark.parametrize(("word", "kind", "said"), [
+    ("Paul Cézanne", "style", "Paul Cézanne"), ("by van Gogh", "style", "by van Gogh"),
+    ("watercolor", "style", "watercolor"),
     ("Cat", "object", "Cat"), ("Van Gogh STYLE", "style", "Van Gogh STYLE"),
     ("hatsune miku (vocaloid)", "object", r"hatsune miku \(vocaloid\)"),
     (r"saber_\(fate\)", "object", r"saber_\(fate\)"),

@@ -14,7 +14,8 @@ from playwright.sync_api import expect
 
 from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+REPO = Path(__file__).resolve().parents[2]
+EXAMPLES = REPO / "example_workflows"
 WRITTEN = {"erase": (), "find": ("found",), "map": (), "train": ("my concepts",), "words": ("minicanvas *",)}
 
 
@@ -80,13 +81,13 @@ def test_make_demo_ui_opens_the_workflow_and_writes_nothing_of_the_users(browser
     mine = tmp_path / "default" / "workflows" / "erase.json"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine", "utf-8")
-    port, host = str(free_port()), COMFY.parents[1]
+    port = str(free_port())
     command = [str(PYTHON), "-m", "tools.demo_ui", port, "--user-directory", str(tmp_path), *front_end,
                "--database-url", f"sqlite:///{tmp_path}/comfyui.db"]
     opens = f"printf %s \"$1\" > '{tmp_path}/opened'"  # a browser that only notes what it was asked for
     (tmp_path / "browser").write_text(f"#!/bin/sh\n{opens}\n", "utf-8")
     (tmp_path / "browser").chmod(0o755)
-    running = subprocess.Popen(command, cwd=host, env=os.environ | {"BROWSER": f"{tmp_path}/browser %s"},
+    running = subprocess.Popen(command, cwd=REPO, env=os.environ | {"BROWSER": f"{tmp_path}/browser %s"},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 120
