@@ -16,6 +16,10 @@ from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_por
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "example_workflows"
+LESS = {"train": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 17, "training_steps": 30},
+        "words": {"pictures": 8}}
+"""What is asked for here of the nodes that learn, for the time it takes; people get what the files say."""
+LEARNING = {"train": "SAEmnesiaTrain", "words": "SAEmnesiaEraseWords"}
 WRITTEN = {"erase": (), "find": ("found",), "map": (), "train": ("my concepts",), "words": ("minicanvas *",)}
 
 
@@ -44,6 +48,9 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     kept = {node["id"]: node.get("widgets_values") for node in canvas.saved(page)["nodes"]}
     for node in workflow["nodes"]:
         assert (kept[node["id"]] or []) == node.get("widgets_values", []), node["type"]
+    for name, value in LESS.get(example, {}).items():
+        (node,) = [node["id"] for node in workflow["nodes"] if node["type"] == LEARNING[example]]
+        canvas.set_widget(page, node, name, value)
     canvas.keep_what_is_said(page)
     assert len(set(canvas.queue_and_wait(page))) >= 2
     if example in ("find", "map", "words"):
@@ -51,12 +58,37 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     if example == "words":
         assert any("cat (object): painting to learn from, step" in text for text in canvas.said(page))
         again = canvas.open_page(browser, comfy, nodes2=True)
-        canvas.load(again, workflow)
+        canvas.load(again, workflow)  # its file has the word
         canvas.queue_and_wait(again)
         expect(again.locator(".saemnesia-report")).to_contain_text("cat: ")
         again.context.close()
     for name in WRITTEN[example]:
         assert list((COMFY / "models" / "sae").glob(f"{name}.safetensors"))
+    page.context.close()
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
+def test_the_blueprint_is_one_node_with_what_an_artist_sets(browser, comfy, nodes2):
+    page = canvas.open_page(browser, comfy, nodes2)
+    loader = canvas.add(page, "CheckpointLoaderSimple", 60, 60)
+    page.mouse.dblclick(900, 600)  # as people add a node
+    page.keyboard.type("paint without")
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => app.graph.nodes.some((node) => node.subgraph)")
+    page.evaluate("""(loader) => {
+        const node = app.graph.nodes.find((candidate) => candidate.subgraph)
+        for (const [output, name] of ["model", "clip", "vae"].entries())
+            app.graph.getNodeById(loader).connect(output, node, node.inputs.findIndex((input) => input.name === name))
+        const values = { words: "cat", prompt: "a cat", cfg: 2.5, steps: 12, width: 96, height: 96 }
+        for (const [name, value] of Object.entries(values)) node.widgets.find((w) => w.name === name).value = value
+        const save = LiteGraph.createNode("SaveImage")
+        app.graph.add(save)
+        node.connect(0, save, 0)
+    }""", loader)
+    erase, sampler = (canvas.prompt_of(page, kind) for kind in ("SAEmnesiaEraseWords", "KSampler"))
+    assert (erase["words"], erase["model"], erase["clip"]) == ("cat", [str(loader), 0], [str(loader), 1])
+    assert (sampler["steps"], sampler["cfg"]) == (12, erase["cfg"])
     page.context.close()
 
 

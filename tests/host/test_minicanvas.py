@@ -73,6 +73,6 @@ def test_every_concept_of_the_committed_file_has_neurons_at_every_place():
     headers = read_headers(WEIGHTS / "concepts.safetensors")
     assert len(headers) == PLACES
     for header in headers:
-        assert {concept.name for concept in header.concepts} == set(find.SOME)
+        assert {concept.name for concept in header.concepts} >= set(find.SOME)
         assert len({latent for concept in header.concepts for latent in concept.latents}) == \
             sum(len(concept.latents) for concept in header.concepts)
