@@ -11,7 +11,6 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -134,7 +133,7 @@ class Sampling:
 
 def _painted(sampling: Sampling, models: Sequence[patch.ModelPatcher | None], node: str | None) -> list[torch.Tensor]:
     """The latents of each; the first ones again where there is no model."""
-    progress = _Progress(models[0], sum(model is not None for model in models), node)
+    progress = _Progress(sum(model is not None for model in models), node)
     painted: list[torch.Tensor] = []
     for model in models:
         painted.append(sampling.paint(model, progress.next_run()) if model is not None else painted[0])
@@ -142,21 +141,16 @@ def _painted(sampling: Sampling, models: Sequence[patch.ModelPatcher | None], no
 
 
 class _Progress:
-    """One bar over several runs, with the host's preview."""
+    """One bar over several runs, without the host's preview, which would stay below what the node shows."""
 
-    def __init__(self, model: patch.ModelPatcher, runs: int, node: str | None) -> None:
+    def __init__(self, runs: int, node: str | None) -> None:
         self.runs, self.over = runs, -1
         self.bar = comfy.utils.ProgressBar(runs, node_id=node)
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def next_run(self) -> Callback:
         """What the host calls after every sampling step of it; the bar raises when the run was cancelled."""
         self.over += 1
-        return self._step
-
-    def _step(self, step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
-        preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
-        self.bar.update_absolute(self.over * total + step + 1, self.runs * total, preview)
+        return lambda step, x0, x, total: self.bar.update_absolute(self.over * total + step + 1, self.runs * total)
 
 
 def _decoded(vae: Any, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:

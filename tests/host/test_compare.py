@@ -140,6 +140,13 @@ def page(request, browser, comfy) -> Iterator[Page]:
     opened.context.close()
 
 
+WATCH = """async () => {
+    window.bar = []
+    const { api } = await import("/scripts/api.js")
+    api.addEventListener("progress", ({ detail }) => bar.push([detail.value, detail.max]))
+}"""
+
+
 def shown(page: Page) -> list[str]:
     """What is to be seen of the pictures, and loaded."""
     return page.evaluate("""() => [...document.querySelectorAll(".saemnesia-stage img")]
@@ -149,7 +156,9 @@ def shown(page: Page) -> list[str]:
 def test_a_slider_between_before_and_after_their_difference_and_a_sheet(page):
     kept = canvas.values_of(canvas.saved(page), COMPARE)
     canvas.tick(page, "cat")
+    page.evaluate(WATCH)
     canvas.queue_and_wait(page)
+    assert page.evaluate("() => bar") == [[done, 2 * STEPS] for done in range(1, 2 * STEPS + 1)]
     slider, tools = page.get_by_role("slider", name="How much of the picture"), page.locator(".saemnesia-tools")
     expect(tools.get_by_role("status")).to_contain_text("of the picture has changed.")
     page.wait_for_function("() => document.querySelector('.saemnesia-before').naturalWidth")

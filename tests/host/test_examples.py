@@ -15,7 +15,8 @@ from playwright.sync_api import expect
 from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
-WRITTEN = {"compare": (), "erase": (), "find": ("found",), "map": (), "train": ("my concepts",), "words": ("minicanvas *",)}
+WRITTEN = {"compare": (), "erase": (), "find": ("found",), "map": (), "train": ("my concepts",),
+           "words": ("minicanvas *",)}
 
 
 @pytest.fixture(scope="module")
