@@ -100,7 +100,7 @@ def test_nothing_stays_after_an_interrupt_or_an_error(host):
     plain = latents(host, minicanvas())
     told = len(host.log)
     prompt_id = host.submit(comparing(minicanvas(steps=40), "actuators"))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 60
     while "SAEmnesia: ablate cat at" not in host.log[told:] and time.monotonic() < end:
         time.sleep(0.1)
     host.interrupt(prompt_id)
