@@ -25,7 +25,8 @@ from .said import warn
 BEFORE, DIFFERENCE = "before", "difference"
 """Labels on the sheet."""
 IN_A_ROW = 4
-"""Pictures of one sheet that stand in one row; more make a square."""
+"""Versions that stand in one row of the sheet, twice as many where there are rows of other latents below; more make a
+square."""
 SEEN = 0.05
 """How much brighter or darker a place must be to count as different, as a share of all there is."""
 Callback = Callable[..., None]
@@ -175,11 +176,11 @@ def _shown(across: Across, wanted: Sequence[Version], before: torch.Tensor,
 
 def _page(columns: Sequence[tuple[str, torch.Tensor]]) -> Image.Image:
     """A sheet of columns of n pictures each: a row for each of the n, or several where there are many columns."""
-    count = len(columns)
-    wide = count if count <= IN_A_ROW else math.ceil(math.sqrt(count))
+    count, pictures = len(columns), len(columns[0][1])
+    wide = count if count <= IN_A_ROW * min(2, pictures) else math.ceil(math.sqrt(count))
     rows = []
-    for i in range(len(columns[0][1])):
-        cells = [(label, as_picture(pictures[i])) for label, pictures in columns]
+    for i in range(pictures):
+        cells = [(label, as_picture(column[i])) for label, column in columns]
         rows += [cells[first:first + wide] for first in range(0, count, wide)]
     return sheet(rows)
 
