@@ -18,10 +18,10 @@ else:
 
     class SaemnesiaExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
-            from .nodes import concept_map, export, find, train, words
+            from .nodes import comparison, concept_map, export, find, train, words
 
-            return [*words.NODES, *load.NODES, *picker.NODES, *erase.NODES, *concept_map.NODES, *train.NODES,
-                    *find.NODES, *export.NODES]
+            return [*words.NODES, *load.NODES, *picker.NODES, *erase.NODES, *concept_map.NODES, *comparison.NODES,
+                    *train.NODES, *find.NODES, *export.NODES]
 
     async def comfy_entrypoint() -> SaemnesiaExtension:
         from .nodes import routes  # noqa: F401  (registers itself with the server, which a command does not have)

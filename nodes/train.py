@@ -21,7 +21,7 @@ from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
-from . import chart, compare, files, patch, progress, training
+from . import chart, files, patch, progress, report_pictures, training
 from .inputs import folded, painting_inputs
 from .progress import Preview
 
@@ -146,7 +146,7 @@ class Train(io.ComfyNode):
                                    going_on=shown.going_on)
         shown.finishing(len(unmeasured(out)))
         report = training.measured(model, clip, what, out, report, shown.measured)
-        pairs = compare.pairs(model, clip, what, out, compare.decoder(model, vae), shown.compared)
+        pairs = report_pictures.pairs(model, clip, what, out, report_pictures.decoder(model, vae), shown.compared)
         picture = np.asarray(chart.report_picture(report, settings.steps, pairs), dtype=np.float32) / 255
         return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(), ui={
             "text": [f"{out.name} is ready: {report.in_words()}"], "details": [report.numbers()], "sae": [out.name]})
@@ -167,7 +167,7 @@ class Shown:
         self.painting = Pace((origin.chunks + len(origin.held_out)) * self.a_batch)
         self.learning = Pace(steps)
         self.measuring = Pace(len(what.subjects) * self.a_batch)
-        self.comparing = Pace(compare.steps(what))
+        self.comparing = Pace(report_pictures.steps(what))
         self.bar, self.preview = comfy.utils.ProgressBar(PARTS, node_id=node), Preview(model)
         self.curve: list[dict[str, float]] = []
         self.watch = Stopwatch()

@@ -20,7 +20,8 @@ LESS = {"train": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures"
         "words": {"pictures": 8}}
 """What is asked for here of the nodes that learn, for the time it takes; people get what the files say."""
 LEARNING = {"train": "SAEmnesiaTrain", "words": "SAEmnesiaEraseWords"}
-WRITTEN = {"erase": (), "find": ("found",), "map": (), "train": ("my concepts",), "words": ("minicanvas *",)}
+WRITTEN = {"compare": (), "erase": (), "find": ("found",), "map": (), "train": ("my concepts",),
+           "words": ("minicanvas *",)}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import { followMode } from "./node_look.js"
 import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
 import { say } from "./words.js"
 
-const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker", "SAEmnesiaConceptMap"]
+const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker", "SAEmnesiaConceptMap", "SAEmnesiaCompare"]
 const WITHOUT_STRENGTH = "SAEmnesiaConceptMap"
 
 const UNKNOWN = "Not in this SAE"
@@ -348,7 +348,7 @@ function rememberForUndo() {
 // --- in the page ----------------------------------------------------------------------------------------
 
 /** What is done inside the list is not for the canvas or the node under it; shortcuts with Ctrl stay. */
-function keepFromCanvas(root, list) {
+export function keepFromCanvas(root, list) {
   for (const type of ["copy", "cut", "paste", "keydown"]) root.addEventListener(type, keepInput)
   root.addEventListener("pointerdown", (event) => drag(event, "processMouseDown"))
   root.addEventListener("pointermove", (event) => drag(event, "processMouseMove"))

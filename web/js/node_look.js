@@ -13,6 +13,7 @@ const ALIASES = {
   SAEmnesiaErase: [...ERASING, "ablate", "steer"],
   SAEmnesiaFindConcept: ["learn concept", "unlearn"],
   SAEmnesiaConceptMap: ["heat map", "heatmap", "attention map", "DAAM", "mask from text", "segment", "locate"],
+  SAEmnesiaCompare: ["before after", "image comparer", "XYZ plot", "X/Y/Z plot", "grid", "contact sheet", "slider"],
   SAEmnesiaLoadSAE: ["sparse autoencoder", "concept file"],
   SAEmnesiaTrain: ["sparse autoencoder", "unlearn"],
 }

@@ -1,10 +1,9 @@
-"""Before and after: what the model paints of a concept as it is, and from the same noise with the concept erased."""
+"""Before and after for Train's report: a concept as the model paints it, and from the same noise with it erased."""
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -16,6 +15,7 @@ from ..sae_models.learning.prompts import trial
 from ..sae_models.storage import write_file
 from . import patch
 from .chart import SIDE
+from .contact_sheet import as_picture
 from .painting import Painter
 from .progress import Preview
 
@@ -28,8 +28,7 @@ Pair = tuple[str, Image.Image, Image.Image]
 def decoder(model: Any, vae: Any) -> Decode:
     """Makes a picture of the latents of one: by the VAE, or without one roughly, as the host previews it."""
     def by_vae(latents: torch.Tensor) -> Image.Image:
-        pixels = vae.decode(latents)[0].clamp(0, 1)
-        return Image.fromarray((255 * pixels.float().cpu().numpy()).round().astype(np.uint8))
+        return as_picture(vae.decode(latents)[0])
     preview = Preview(model)
     return by_vae if vae is not None else lambda latents: preview(latents)[1]
 
