@@ -20,8 +20,9 @@ from small_model import UNET_CONFIG, write_places, write_sae
 from stand_in_device import Devices
 from webui_model import UNET, random_unet
 
-from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeError, Statistics, hookpoint
+from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeError, Statistics, hashing, hookpoint
 from sae_models.adapter import LoadedSae, build_edits
+from sae_models.hashing import short_hash
 from sae_models.table import Table, add
 
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
@@ -936,9 +937,8 @@ def test_text_without_an_erasure_switches_erasing_off_and_leaves_the_rest(webui,
 
 
 def test_the_hash_is_that_of_the_file_and_another_file_is_noticed(webui, models, caplog):
-    from saemnesia_webui import files
     written = webui.generate(*CAT).infotexts[0]["SAEmnesia sae"]
-    assert written == f"{SAE} [{files.short_hash(models / 'sae' / SAE)}]"
+    assert written == f"{SAE} [{short_hash(models / 'sae' / SAE)}]"
     assert pasted(webui, models, {"SAEmnesia sae": f"{SAE} [0123456789]"})["sae"] == [SAE]
     assert "made with another animals.safetensors (0123456789)" in caplog.text
 
@@ -963,18 +963,17 @@ def test_a_pasted_value_that_is_none_leaves_the_rest_of_the_text(webui, models, 
 
 
 def test_a_new_file_is_hashed_once_however_many_ask(webui, models, monkeypatch):
-    from saemnesia_webui import files
     path, reads = models / "sae" / "new.safetensors", []
     path.write_bytes(bytes(10**6))
-    real = files.hashlib.sha256
+    real = hashing.hashlib.sha256
 
     def slowly():
         reads.append(1)
         time.sleep(0.2)
         return real()
-    monkeypatch.setattr(files.hashlib, "sha256", slowly)
+    monkeypatch.setattr(hashing.hashlib, "sha256", slowly)
     with ThreadPoolExecutor(50) as pool:
-        assert len(set(pool.map(files.short_hash, [path] * 50))) == 1
+        assert len(set(pool.map(short_hash, [path] * 50))) == 1
     path.unlink()
     assert len(reads) == 1
 
