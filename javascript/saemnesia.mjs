@@ -33,6 +33,7 @@ function draw({ list, text, on, root }) {
   const search = key(list.querySelector(".saemnesia-search")?.value ?? "")
   const range = RANGES[root.querySelector(".saemnesia-actuator input:checked")?.value] ?? FULL
   const [chosen, fired] = [byName(items), firedIn(root)]
+  list.querySelector(".saemnesia-list")?.classList.toggle("saemnesia-slides", Boolean(range.slides))
   for (const row of list.querySelectorAll(".saemnesia-row")) {
     const item = chosen.get(key(row.dataset.name))?.[0]
     drawRow(row, item, search, range)
@@ -78,7 +79,7 @@ function drawFired(row, fired) {
   const [mark, before] = [fired ? firedMark(fired) : null, row.querySelector(".saemnesia-fired")]
   if (mark?.textContent === before?.textContent) return
   before?.remove()
-  if (mark) row.querySelector("label").after(mark)
+  if (mark) row.querySelector("label").append(mark)
 }
 
 const partsOf = (row) => [".saemnesia-tick", ".saemnesia-slider", ".saemnesia-strength"].map((part) => row.querySelector(part))

@@ -23,7 +23,7 @@ from .find import RESULTS, TEMPLATES
 from .places import SUBJECTS, Studio, line_of
 
 BETWEEN = (0.25, 0.5, 0.75, 1.0)
-WAYS = {"ablate": BETWEEN, "amount": (-1.0, *BETWEEN, 1.5, 2.0)}
+WAYS = {"ablate": BETWEEN, "amount": (-1.0, *BETWEEN, 2.0)}
 STEPS_KEPT = (0, 2, 4, 7, 9, 11)
 SHIPPED = COMFY / "models" / "sae" / NAME
 Way = tuple[str, float]
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shipped = dict.fromkeys(concept.name for header in read_headers(SHIPPED) for concept in header.concepts)
     parser.add_argument("--concepts", nargs="+", default=list(shipped))
-    parser.add_argument("--pictures", type=int, default=4, help="on which is measured, at six steps each")
+    parser.add_argument("--pictures", type=int, default=8, help="on which is measured, at six steps each")
     parser.add_argument("--checkpoint", type=Path, default=COMFY / "models" / "checkpoints" / NAME)
     parser.add_argument("--out", type=Path, default=RESULTS / "strength.json")
     options = parser.parse_args()

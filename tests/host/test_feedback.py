@@ -1,13 +1,11 @@
 """What became of each concept in a run: beside it in the page, in both renderers, and in the pictures' files."""
-import io
 import json
 from collections.abc import Iterator
 
 import pytest
 import widget_helpers as canvas
-from canvas_graphs import erase, graph
+from canvas_graphs import erase, graph, with_picture, written
 from host_graphs import node
-from PIL import Image
 from playwright.sync_api import Page, expect
 from small_model import NAME
 
@@ -15,12 +13,6 @@ from sae_models.hashing import short_hash
 from tools.comfy_host import COMFY
 
 CAT = "a cat, noto style"
-
-
-def with_picture(made: dict) -> dict:
-    made["decode"] = node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2])
-    made["save"] = node("SaveImage", images=["decode", 0], filename_prefix="feedback")
-    return made
 
 
 def chained(seed: int = 1, **options) -> dict:
@@ -114,11 +106,6 @@ def test_erase_words_says_it_below_its_report(page):
     assert canvas.is_inside_its_node(lines.nth(1), page, words)
 
 
-def written(png: bytes) -> list[dict] | None:
-    text = Image.open(io.BytesIO(png)).text.get("saemnesia")
-    return json.loads(text) if text else None
-
-
 def test_a_picture_says_what_was_erased_also_where_the_nodes_are_in_the_cache(host):
     wanted = {"sae": NAME, "hash": short_hash(COMFY / "models" / "sae" / NAME), "concepts": "cat:0.8, rocket:1.0",
               "actuator": "ablate", "start": 0.0, "end": 1.0, "apply_to": "both",
@@ -136,10 +123,7 @@ def test_a_picture_says_nothing_where_nothing_was_erased(host):
 
 
 def test_several_nodes_and_samplers_each_have_their_entry(host):
-    made = chained()
-    made["decode"] = node("VAEDecode", samples=["second", 0], vae=["checkpoint", 2])
-    made["save"] = node("SaveImage", images=["decode", 0], filename_prefix="feedback")
-    [png] = host.run(made).images
+    [png] = host.run(with_picture(chained())).images
     found = {(entry["node"], entry["sampler"]): entry["concepts"] for entry in written(png)}
     two = "rocket:1.0, noto style:1.0 -> cat"
     assert found == {("one", "sampler"): "cat:1.0", ("one", "second"): "cat:1.0",
