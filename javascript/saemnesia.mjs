@@ -1,6 +1,6 @@
 /**
- * The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts; and
- * in how many steps each was there to be erased, as the text of the picture says that is shown beside it.
+ * The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts;
+ * and in how many steps each was there to be erased, as the text of the picture says that is shown beside it.
  */
 
 import { figures } from "../web/js/concept_figures.js"
@@ -13,6 +13,7 @@ const AMOUNT = { low: -1, high: 2, usual: "1", slides: true,
   hint: "0 changes nothing, 1 erases fully, and between them the concept goes evenly; above 1 pushes further away, " +
     "below 0 strengthens" }
 const RANGES = { steer: SIGNED, amount: AMOUNT }
+const IN_STEPS = /^(.*): in (?:(\d+) of (\d+) steps|none)$/
 const FIRED = /SAEmnesia fired: (\x22(?:[^\x22\\]|\\.)*\x22)/ // quoted as JSON
 
 /** The sidebars of the page, each with its list, text and actuator. */
@@ -66,11 +67,16 @@ function measure(row) {
   if (measured) row.lastElementChild.before(figures(JSON.parse(measured)))
 }
 
+/** A text in JSON; "" where it is none, as where a prompt says the same words. */
+function unquoted(json) {
+  try { return String(JSON.parse(json)) } catch { return "" }
+}
+
 /** Map from a concept's key to what became of it in the picture that the sidebar's tab shows. */
 function firedIn(root) {
   const tab = /txt2img|img2img/.exec(root.id)?.[0]
   const [, said] = FIRED.exec(gradioApp().querySelector(`#html_info_${tab}`)?.textContent ?? "") ?? []
-  const parts = said ? JSON.parse(said).split(", ").map((part) => /^(.*): in (?:(\d+) of (\d+) steps|none)$/.exec(part)) : []
+  const parts = unquoted(said ?? "").split(", ").map((part) => IN_STEPS.exec(part))
   return new Map(parts.filter(Boolean).map(([, label, count, steps]) =>
     [key(label.split(" -> ")[0]), { label, count: Number(count ?? 0), steps, why: "silent" }]))
 }
@@ -82,7 +88,8 @@ function drawFired(row, fired) {
   if (mark) row.querySelector("label").append(mark)
 }
 
-const partsOf = (row) => [".saemnesia-tick", ".saemnesia-slider", ".saemnesia-strength"].map((part) => row.querySelector(part))
+const partsOf = (row) =>
+  [".saemnesia-tick", ".saemnesia-slider", ".saemnesia-strength"].map((part) => row.querySelector(part))
 
 function drawRow(row, chosen, search, range) {
   const [tick, slider, strength] = partsOf(row)

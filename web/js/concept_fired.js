@@ -1,4 +1,4 @@
-/** What became of a concept in the last run, in words: { name, label, count, steps, why } as `nodes/feedback.py` has it. */
+/** What became of a concept, { name, label, count, steps, why } as `nodes/feedback.py` has it, in words. */
 import { say } from "./words.js"
 
 const SHORT = { silent: "never fired", window: "left out by start and end", strength: "strength 0" }

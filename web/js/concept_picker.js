@@ -70,8 +70,8 @@ const CSS = `
   color: var(--descrip-text); }
 .saemnesia-picker .saemnesia-idle { color: var(--warning); }
 .saemnesia-row:has(.saemnesia-idle) .saemnesia-name { opacity: 0.6; }
-.saemnesia-last-run { flex: none; box-sizing: border-box; padding: 0 2px; overflow-y: auto; line-height: 17px;
-  overflow-wrap: anywhere; color: var(--descrip-text); }
+.saemnesia-picker > .saemnesia-last-run { flex: none; box-sizing: border-box; padding: 0 2px; overflow-y: auto;
+  line-height: 17px; overflow-wrap: anywhere; color: var(--descrip-text); }
 .saemnesia-name { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
   overflow-wrap: anywhere; line-height: 15px; }
 .saemnesia-into { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; color: var(--descrip-text); }
