@@ -1,11 +1,14 @@
 """What became of each concept in a sampling run: told to the page, and written into the files of the pictures.
 
 The host's nodes write every entry of a dict into a picture's file, which the whole run shares. It is kept hold of when
-a graph is queued, because a node that is taken from the cache is not asked anything in the run. As the workflow beside
-it, what is written is of the run: a picture that was painted beside it, by another sampler, has it too.
+a graph is queued, because a node that is taken from the cache is not asked anything in the run; where that is the
+sampler, what it wrote before is written again, if nothing that goes into it has changed. As the workflow beside it,
+what is written is of the run: a picture that was painted beside it, by another sampler, has it too.
 """
+import json
 import uuid
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,10 +27,14 @@ Concept = dict[str, Any]
 
 
 class _Entries(dict):
-    """What goes into the files of a queued graph's pictures; unlike a plain dict, it can be held weakly."""
+    """What goes into the files of a queued graph's pictures; unlike a plain dict, it can be held weakly. graph: that
+    one as it was posted, {id: node}; the host writes numbers of another kind into it."""
+    graph: Mapping[str, Any] = {}
 
 
 _QUEUED: WeakValueDictionary[str, _Entries] = WeakValueDictionary()
+_PAINTED: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+"""{id of a sampler: (all that went into it when it painted last, what it wrote)}"""
 
 
 def concept(name: str, label: str = "", count: int = 0, steps: int = 0, why: str = "") -> Concept:
@@ -48,7 +55,11 @@ def follow(posted: dict[str, Any]) -> dict[str, Any]:
         if isinstance(nodes, Mapping) else []
     if any(str(kind).startswith("SAEmnesia") for kind in kinds):
         extra, run = posted.setdefault("extra_data", {}), str(posted.setdefault("prompt_id", str(uuid.uuid4())))
-        _QUEUED[run] = extra["extra_pnginfo"] = _Entries(extra.get("extra_pnginfo") or {})
+        entries = _QUEUED[run] = extra["extra_pnginfo"] = _Entries(extra.get("extra_pnginfo") or {})
+        entries.graph = deepcopy(nodes)
+        kept = [entry for sampler, (before, own) in list(_PAINTED.items()) if sampler in nodes
+                and before == _upstream(nodes, sampler) for entry in own]
+        entries.update({KEY: kept} if kept else {})
     return posted
 
 
@@ -61,3 +72,17 @@ def note(entry: Mapping[str, Any]) -> None:
         new = {"node": entry["node"], "sampler": context.node_id, **entry}
         others = [old for old in entries.get(KEY, []) if any(old[key] != new[key] for key in ("node", "sampler"))]
         entries[KEY] = [*others, new]
+        own = [entry for entry in entries[KEY] if entry["sampler"] == context.node_id]
+        _PAINTED[context.node_id] = _upstream(entries.graph, context.node_id), own
+
+
+def _upstream(graph: Mapping[str, Any], node: str) -> str:
+    """A node and all that goes into it, as one text."""
+    found, left = {}, [node]
+    while left:
+        name = left.pop()
+        if name in graph and name not in found:
+            inputs = graph[name].get("inputs", {})
+            found[name] = [graph[name].get("class_type"), inputs]
+            left += [one[0] for one in inputs.values() if isinstance(one, list) and one and isinstance(one[0], str)]
+    return json.dumps(found, sort_keys=True)

@@ -115,6 +115,17 @@ def test_a_picture_says_what_was_erased_also_where_the_nodes_are_in_the_cache(ho
         assert written(png) == [wanted]
 
 
+def test_a_picture_that_is_only_saved_again_says_it_too_and_one_of_another_graph_does_not(host):
+    made = with_picture(erase(graph(CAT, seed=14, cfg=4), "cat"))  # a whole number, as the page sends it
+    [first] = host.run(made).images
+    made["save"]["inputs"]["filename_prefix"] = "again"
+    [again] = host.run(made).images
+    assert written(again) == written(first) and written(first)
+    made["sampler"]["inputs"]["model"] = ["checkpoint", 0]
+    [plain] = host.run(made).images
+    assert written(plain) is None
+
+
 def test_a_picture_says_nothing_where_nothing_was_erased(host):
     for made in (graph(CAT, seed=13), erase(graph(CAT, seed=13), "cat:0"),
                  erase(graph(CAT, seed=13), "cat", start=0.98, end=0.99)):
