@@ -40,6 +40,9 @@ bench-find: setup checkpoint ## how well a concept is erased that was found from
 bench-swap: setup checkpoint ## how well one concept is put in the place of another
 	$(HOST_PYTHON) -m benchmarks.minicanvas.swap $(ARGS)
 
+bench-strength: setup checkpoint ## how evenly a concept goes as its strength rises
+	$(HOST_PYTHON) -m benchmarks.minicanvas.strength $(ARGS)
+
 bench-pointing: setup checkpoint ## where the concept map says a thing is, beside attention to its word
 	$(HOST_PYTHON) -m benchmarks.minicanvas.pointing $(ARGS)
 

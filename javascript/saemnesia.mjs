@@ -1,10 +1,20 @@
-/** The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts. */
+/**
+ * The sidebar's list of concepts in A1111 and Forge: ticks and strengths in step with the text, which is what counts;
+ * and in how many steps each was there to be erased, as the text of the picture says that is shown beside it.
+ */
 
 import { figures } from "../web/js/concept_figures.js"
+import { firedMark } from "../web/js/concept_fired.js"
 import { byName, choose, drop, isStrength, key, parse } from "../web/js/concept_text.js"
 
 const FULL = { low: 0, high: 1, usual: "1", hint: "1 or nothing erases fully, 0 changes nothing" }
 const SIGNED = { low: -100, high: 100, usual: "-1", hint: "-1 erases, below pushes further away, above 0 strengthens" }
+const AMOUNT = { low: -1, high: 2, usual: "1", slides: true,
+  hint: "0 changes nothing, 1 erases fully, and between them the concept goes evenly; above 1 pushes further away, " +
+    "below 0 strengthens" }
+const RANGES = { steer: SIGNED, amount: AMOUNT }
+const IN_STEPS = /^(.*): in (?:(\d+) of (\d+) steps|none)$/
+const FIRED = /SAEmnesia fired: (\x22(?:[^\x22\\]|\\.)*\x22)/ // quoted as JSON
 
 /** The sidebars of the page, each with its list, text and actuator. */
 function sidebars() {
@@ -22,10 +32,13 @@ function draw({ list, text, on, root }) {
   root.classList.toggle("saemnesia-on", Boolean(on?.checked))
   const items = parse(text.value)
   const search = key(list.querySelector(".saemnesia-search")?.value ?? "")
-  const steer = root.querySelector(".saemnesia-actuator input:checked")?.value === "steer"
-  const chosen = byName(items)
+  const range = RANGES[root.querySelector(".saemnesia-actuator input:checked")?.value] ?? FULL
+  const [chosen, fired] = [byName(items), firedIn(root)]
+  list.querySelector(".saemnesia-list")?.classList.toggle("saemnesia-slides", Boolean(range.slides))
   for (const row of list.querySelectorAll(".saemnesia-row")) {
-    drawRow(row, chosen.get(key(row.dataset.name))?.[0], search, steer ? SIGNED : FULL)
+    const item = chosen.get(key(row.dataset.name))?.[0]
+    drawRow(row, item, search, range)
+    drawFired(row, item && fired.get(key(row.dataset.name)))
   }
   for (const group of list.querySelectorAll(".saemnesia-group")) {
     group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
@@ -54,8 +67,32 @@ function measure(row) {
   if (measured) row.lastElementChild.before(figures(JSON.parse(measured)))
 }
 
+/** A text in JSON; "" where it is none, as where a prompt says the same words. */
+function unquoted(json) {
+  try { return String(JSON.parse(json)) } catch { return "" }
+}
+
+/** Map from a concept's key to what became of it in the picture that the sidebar's tab shows. */
+function firedIn(root) {
+  const tab = /txt2img|img2img/.exec(root.id)?.[0]
+  const [, said] = FIRED.exec(gradioApp().querySelector(`#html_info_${tab}`)?.textContent ?? "") ?? []
+  const parts = unquoted(said ?? "").split(", ").map((part) => IN_STEPS.exec(part))
+  return new Map(parts.filter(Boolean).map(([, label, count, steps]) =>
+    [key(label.split(" -> ")[0]), { label, count: Number(count ?? 0), steps, why: "silent" }]))
+}
+
+function drawFired(row, fired) {
+  const [mark, before] = [fired ? firedMark(fired) : null, row.querySelector(".saemnesia-fired")]
+  if (mark?.textContent === before?.textContent) return
+  before?.remove()
+  if (mark) row.querySelector("label").append(mark)
+}
+
+const partsOf = (row) =>
+  [".saemnesia-tick", ".saemnesia-slider", ".saemnesia-strength"].map((part) => row.querySelector(part))
+
 function drawRow(row, chosen, search, range) {
-  const [tick, strength] = row.querySelectorAll("input")
+  const [tick, slider, strength] = partsOf(row)
   measure(row)
   say(row, ".saemnesia-into", chosen?.into ? ` \u2192 ${chosen.into.name}` : "")
   tick.checked = Boolean(chosen)
@@ -64,7 +101,15 @@ function drawRow(row, chosen, search, range) {
   strength.title = range.hint
   strength.ariaInvalid = String(!isStrength(chosen?.strength ?? "", range))
   if (strength !== document.activeElement) strength.value = chosen?.strength ?? ""
+  drawSlider(slider, range, chosen)
   row.hidden = !key(`${row.dataset.name} ${tick.parentElement.title}`).includes(search)
+}
+
+function drawSlider(slider, range, chosen) {
+  slider.hidden = !(chosen && range.slides)
+  if (slider.hidden) return
+  Object.assign(slider, { min: range.low, max: range.high, title: range.hint })
+  slider.value = isStrength(chosen.strength, range) && chosen.strength ? chosen.strength : range.usual
 }
 
 /** What a row's tick put in its place before it was taken away; it comes back with the tick. */
@@ -82,8 +127,9 @@ function edited(event) {
   if (!sidebar) return drawAll()
   const row = event.target.closest(".saemnesia-row")
   if (!row) return draw(sidebar)
-  const [tick, strength] = row.querySelectorAll("input")
+  const [tick, slider, strength] = partsOf(row)
   const { value } = sidebar.text
+  if (event.target === slider) strength.value = slider.value
   if (event.target === tick && !tick.checked) {
     dropped.set(row, parse(value).find((item) => key(item.name) === key(row.dataset.name))?.into?.raw)
     return write(sidebar, drop(value, row.dataset.name))

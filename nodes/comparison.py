@@ -54,7 +54,7 @@ class Compare(io.ComfyNode):
                     "Has the concepts: from SAEmnesia Load SAE or Erase Words. It must fit the model.")),
                 io.Combo.Input("across", options=[one.value for one in Across], default=Across.AFTER.value, tooltip=(
                     "before and after: one picture as it is and erased. strengths: one for each of 'strengths'. "
-                    "concepts: each concept erased alone. actuators: each of the three ways of erasing.")),
+                    "concepts: each concept erased alone. actuators: each way of erasing.")),
                 io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
                     "How it is erased, as in SAEmnesia Erase: ablate switches the concept's neuron off (start here).")),
                 io.String.Input("strengths", default="0.25, 0.5, 0.75, 1", tooltip=(

@@ -1,7 +1,7 @@
 """*SAEmnesia Erase*: the node an artist wires between checkpoint and sampler."""
 from comfy_api.latest import io
 
-from ..sae_models.adapter import BOTH, CONDITIONAL_ONLY, LoadedSae, build_edits
+from ..sae_models.adapter import BOTH, CONDITIONAL_ONLY, LoadedSae, build_edits, idle
 from ..sae_models.erasure import Actuator
 from . import files, patch
 from .said import warn
@@ -19,7 +19,8 @@ class Erase(io.ComfyNode):
                 files.SaeType.Input("sae", tooltip="An SAE trained on this base model."),
                 io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
                     "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; "
-                    "replace paints over the places where it fires with what is around them.")),
+                    "replace paints over the places where it fires with what is around them; amount has one scale for "
+                    "all strengths: 0 nothing, 1 gone, evenly between.")),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the "
                     "layout.")),
@@ -31,8 +32,10 @@ class Erase(io.ComfyNode):
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
                     "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
                     "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
-                    "further away, above 0 strengthens the concept. An arrow puts another concept of the same SAE "
-                    "in its place: cat -> dog, or cat:0.5 -> dog for half of it; with 'ablate' only.")),
+                    "further away, above 0 strengthens the concept. For 'amount' it runs from -1 to 2: 0.5 takes half "
+                    "of it away, above 1 pushes further away, below 0 strengthens the concept. An arrow puts another "
+                    "concept of the same SAE in its place: cat -> dog, or cat:0.5 -> dog for half of it; with 'ablate' "
+                    "only.")),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="Paint with it: it does not paint the concepts.")],
         )
@@ -41,7 +44,7 @@ class Erase(io.ComfyNode):
     def execute(cls, model: patch.ModelPatcher, sae: LoadedSae, actuator: str, start: float, end: float,
                 apply_to: str, concepts: str) -> io.NodeOutput:
         edits = build_edits(sae, concepts, Actuator(actuator), conditional_only=apply_to == CONDITIONAL_ONLY)
-        erased = patch.erase(model, sae, edits, (start, end))
+        erased = patch.erase(model, sae, edits, (start, end), cls.hidden.unique_id, idle(sae, concepts))
         if edits and (sentence := sae.elsewhere(files.checkpoint(cls.hidden))):
             warn(sentence)
         return io.NodeOutput(erased)

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sae_models import hookpoint
 from ..sae_models.adapter import (
+    BOTH,
+    CONDITIONAL_ONLY,
     NO_STEP,
     Block,
     LoadedSae,
@@ -29,11 +31,15 @@ from ..sae_models.adapter import (
     by_block,
     conditional_rows,
     fitting_blocks,
+    in_words,
     noise_level,
     with_attention_patch,
 )
+from ..sae_models.concepts import Choice, format_choices
 from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
+from ..sae_models.hashing import short_hash
+from . import feedback
 from .family import family_of
 from .said import warn
 
@@ -46,14 +52,24 @@ log = logging.getLogger(KEY)
 
 @dataclass(frozen=True)
 class SaeEdits:
-    """Edits and the SAE they come from; window: the shares of sampling between which they act."""
+    """Edits and the SAE they come from; window: the shares of sampling between which they act; node: the id of the one
+    that asks for them, "" where nobody is to be told; idle: names that it asks for with strength 0."""
     sae: LoadedSae
     edits: Sequence[tuple[Block, Edit]]
     window: tuple[float, float] = WHOLE
+    node: str = ""
+    idle: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for _, edit in self.edits for name in edit.names))
+
+    @property
+    def done(self) -> dict[str, Choice]:
+        """{what is done with a concept, for people: the same as a choice}"""
+        return {label: Choice(name, float(f"{strength:g}"), into=Choice(edit.into) if edit.into else None)
+                for _, edit in self.edits
+                for label, name, strength in zip(edit.labels, edit.names, edit.strengths.tolist(), strict=True)}
 
     def plan(self) -> str:
         what, blocks = dict.fromkeys(label for _, edit in self.edits for label in edit.labels), by_block(self.edits)
@@ -89,16 +105,18 @@ def check_base(model: ModelPatcher, sae: LoadedSae) -> dict[Block, str]:
 
 
 def erase(model: ModelPatcher, sae: LoadedSae, edits: Sequence[tuple[Block, Edit]],
-          window: tuple[float, float] = WHOLE) -> ModelPatcher:
+          window: tuple[float, float] = WHOLE, node: str = "", idle: Sequence[str] = ()) -> ModelPatcher:
     """A clone of `model` that makes these edits beside those of the chain so far; without edits it is left as it is.
 
-    Raises SaeError when the SAE does not fit the model, or an earlier node of the chain erases the same concept.
+    node, idle: as `SaeEdits` has them. Raises SaeError when the SAE does not fit the model, or an earlier node of the
+    chain erases the same concept.
     """
     paths = check_base(model, sae)
     earlier = model.get_attachment(KEY)
-    new, before = SaeEdits(sae, edits, window), earlier.edits if earlier else ()
+    new, before = SaeEdits(sae, edits, window, node, idle), earlier.edits if earlier else ()
     if not edits:
         log.info("SAEmnesia: every strength is 0, so nothing is erased (%s)", sae.name)
+        feedback.tell(node, [feedback.concept(name, why=feedback.NOTHING_ASKED) for name in idle])
         return model.clone()
     for other in before:
         both = sorted(set(other.names) & set(new.names)) if other.sae.path == sae.path else []
@@ -221,12 +239,40 @@ class Patch:
     def _say(self) -> None:
         """What happened in a run that is over."""
         log.info("%s", self.tally.summary({block: erasure.labels() for block, erasure in self.erasures.items()}))
-        sigmas = [*self.tally.levels()]
-        for sentence in filter(None, (item.missed(self.sampling, sigmas) for item in self.edits)):
-            warn(sentence)
+        sigmas, counts = [*self.tally.levels()], self.tally.steps_fired(self._owned())
+        for number, item in enumerate(self.edits):
+            missed = item.missed(self.sampling, sigmas)
+            fired = {label: counts[number, label] for label in item.done}
+            feedback.tell(item.node, _became(item, fired, len(sigmas), feedback.LEFT_OUT if missed else ""))
+            if missed:
+                warn(missed)
+            elif item.node:
+                with suppress(OSError):  # the file is gone meanwhile
+                    feedback.note(_entry(item, in_words(fired, len(sigmas))))
+
+    def _owned(self) -> dict[Block, list[tuple[int, str]]]:
+        """Of each row of a place: which of the edits it belongs to, and what is done with its concept."""
+        return {block: [(number, label) for number, item in enumerate(self.edits)
+                        for own, edit in item.edits if own == block for label in edit.labels]
+                for block in self.erasures}
 
     def plan(self) -> str:
         return "SAEmnesia: " + "; ".join(item.plan() for item in self.edits)
+
+
+def _became(item: SaeEdits, fired: dict[str, int], steps: int, why: str) -> list[feedback.Concept]:
+    """What became of the concepts that a node asks for, in so many steps."""
+    concepts = [feedback.concept(item.done[label].name, label, count, steps, why or feedback.SILENT)
+                for label, count in fired.items()]
+    return concepts + [feedback.concept(name, steps=steps, why=feedback.NOTHING_ASKED) for name in item.idle]
+
+
+def _entry(item: SaeEdits, fired: str) -> dict[str, Any]:
+    """What is written into a picture's file: the web UI writes the same under its own names."""
+    edit, (start, end) = item.edits[0][1], item.window
+    return {"node": item.node, "sae": item.sae.name, "hash": short_hash(item.sae.path),
+            "concepts": format_choices([*item.done.values()]), "actuator": edit.actuator.value, "start": start,
+            "end": end, "apply_to": CONDITIONAL_ONLY if edit.conditional_only else BOTH, "fired": fired}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the page asks the server: what an SAE file is for, and its concepts by name; which blocks a checkpoint has;
-which SAEs are published, and to bring one of them here. Only `POST /saemnesia/download` asks another server."""
+which SAEs are published, and to bring one of them here. Only `POST /saemnesia/download` asks another server. What is
+queued is shown to `feedback`."""
 import asyncio
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +12,10 @@ from ..sae_models.errors import SaeError
 from ..sae_models.formats import PICKLES
 from ..sae_models.hub import catalogue, entry_called
 from ..sae_models.hub.running import Downloads
-from . import family, files
+from . import family, feedback, files
 
 DOWNLOADS = Downloads()
+PromptServer.instance.add_on_prompt_handler(feedback.follow)
 
 
 @PromptServer.instance.routes.get("/saemnesia/concepts")

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..sae_models.adapter import build_edits
+from ..sae_models.adapter import build_edits, idle
 from ..sae_models.concepts import mentioned, parse
 from ..sae_models.erasure import Actuator
 from ..sae_models.learning import words as wanted
@@ -62,7 +62,8 @@ class EraseWords(io.ComfyNode):
         sae = files.load(out.name)
         report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
-        erased = patch.erase(model, sae, build_edits(sae, words, Actuator.ABLATE))
+        edits, node = build_edits(sae, words, Actuator.ABLATE), cls.hidden.unique_id
+        erased = patch.erase(model, sae, edits, node=node, idle=idle(sae, words))
         return io.NodeOutput(erased, sae, report, ui={"text": [report], "sae": [out.name]})
 
 

@@ -4,7 +4,7 @@ Which SAE is meant, the edits that a text asks for, whether the SAE fits a model
 and what happened while a picture was sampled.
 """
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -296,9 +296,9 @@ class Tally:
                     here[block] = here[block] | part if block in here else part
         return found
 
-    def steps_fired(self, names: Mapping[Block, Sequence[str]]) -> dict[str, int]:
+    def steps_fired(self, names: Mapping[Block, Sequence[Hashable]]) -> dict[Hashable, int]:
         """{concept: number of noise levels at which one of its latents fired at any place}; names: of each row."""
-        steps: dict[str, set[float]] = {name: set() for rows in names.values() for name in rows}
+        steps: dict[Hashable, set[float]] = {name: set() for rows in names.values() for name in rows}
         for sigma, places in self.levels().items():
             for block, fired in places.items():
                 for name, one in zip(names[block], fired.tolist(), strict=True):
@@ -311,13 +311,21 @@ class Tally:
         return len(self.levels())
 
     def in_words(self, names: Mapping[Block, Sequence[str]]) -> str:
-        """For whom painted: `cat: in 11 of 12 steps, dog: in none`."""
-        steps = self.steps
-        return ", ".join(f"{name}: in {f'{count} of {steps} steps' if count else 'none'}"
-                         for name, count in self.steps_fired(names).items())
+        """As the function of that name has it."""
+        return in_words(self.steps_fired(names), self.steps)
 
     def summary(self, names: Mapping[Block, Sequence[str]]) -> str:
         """One line for the log."""
         fired = ", ".join(f"{name} {count}" for name, count in self.steps_fired(names).items())
         places = f" at any of {len(names)} places" if len(names) > 1 else ""
         return f"SAEmnesia: steps in which a concept fired{places}, of {self.steps}: {fired}"
+
+
+def in_words(fired: Mapping[str, int], steps: int) -> str:
+    """For whom painted: `cat: in 11 of 12 steps, dog: in none`."""
+    return ", ".join(f"{name}: in {f'{count} of {steps} steps' if count else 'none'}" for name, count in fired.items())
+
+
+def idle(sae: LoadedSae, text: str) -> list[str]:
+    """Those of the concepts of `text` that have strength 0, by their names in the file."""
+    return [sae.find(choice.name).name for choice in parse(text) if choice.strength == 0]

@@ -32,11 +32,14 @@ class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 com
     """What is done where a concept's latent fires with activation z and strength s.
 
     ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace: the whole token goes to the mean of the
-    nearest tokens where no replaced concept fires, by share s; where every token fires, ablate.
+    nearest tokens where no replaced concept fires, by share s; where every token fires, ablate. amount: s of the
+    concept is gone, as *removed* counts it, s in -1..2: z' = sqrt(1 - s) z, for *removed* counts squares, and beyond
+    0..1 steer by -s.
     """
     ABLATE = "ablate"
     STEER = "steer"
     REPLACE = "replace"
+    AMOUNT = "amount"
 
     @property
     def default_strength(self) -> float:
@@ -44,7 +47,16 @@ class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 com
 
     @property
     def strengths(self) -> tuple[float, float]:
-        return (-100.0, 100.0) if self is Actuator.STEER else (0.0, 1.0)
+        return {Actuator.STEER: (-100.0, 100.0), Actuator.AMOUNT: (-1.0, 2.0)}.get(self, (0.0, 1.0))
+
+    def change(self, strengths: Tensor) -> Tensor:
+        """z' - z for each unit of z, [F] of strengths [F]."""
+        if self is Actuator.STEER:
+            return strengths
+        if self is Actuator.AMOUNT:
+            between = (strengths >= 0) & (strengths <= 1)
+            return torch.where(between, (1 - strengths).clamp(0, 1).sqrt() - 1, -strengths)
+        return -strengths
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ class _Placed(NamedTuple):
     W_enc: Tensor
     bias: Tensor
     W_dec: Tensor
-    strengths: Tensor
+    change: Tensor
     thresholds: Tensor
     put: _Put | None
 
@@ -213,7 +225,7 @@ class Erasure:
         out = columns = _columns(x)
         replaced = self._replaced(columns, acts)
         for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True):
-            dz = z * (placed.strengths if edit.actuator is Actuator.STEER else -placed.strengths)[:, None]
+            dz = z * placed.change[:, None]
             if replaced:
                 dz = dz * (replaced.stuck if edit.actuator is Actuator.REPLACE else 1 - replaced.share)
             W_dec = placed.W_dec - _added(edit, placed.put, sigma).to(x) if placed.put else placed.W_dec
@@ -225,7 +237,7 @@ class Erasure:
 
     def _replaced(self, x: Tensor, acts: list[Tensor]) -> "_Replaced | None":
         """The strongest wish of the concepts that fire; None when no edit replaces."""
-        wishes = [z.gt(0) * placed.strengths[:, None]
+        wishes = [z.gt(0) * -placed.change[:, None]
                   for edit, placed, z in zip(self.edits, self._on(x), acts, strict=True)
                   if edit.actuator is Actuator.REPLACE]
         if not wishes:
@@ -238,9 +250,9 @@ class Erasure:
         """Every edit's rows where x is, in x's dtype, copied once."""
         key = (x.device, x.dtype)
         if key not in self._placed:
-            self._placed[key] = [_Placed(*(t.to(x) for t in (e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.strengths)),
-                                         e.rows.statistics.thresholds.to(x.device), _put(e, x.device))
-                                 for e in self.edits]
+            rows = [(e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.actuator.change(e.strengths)) for e in self.edits]
+            self._placed[key] = [_Placed(*(t.to(x) for t in own), e.rows.statistics.thresholds.to(x.device),
+                                         _put(e, x.device)) for e, own in zip(self.edits, rows, strict=True)]
         return self._placed[key]
 
 

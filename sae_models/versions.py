@@ -59,7 +59,7 @@ def versions(across: Across, text: str, actuator: Actuator, strengths: str) -> l
 
 
 def _by(other: Actuator, choices: Sequence[Choice], actuator: Actuator) -> Version:
-    """The same strengths, where *steer* counts downwards what the other two count upwards."""
+    """The same strengths, where *steer* counts downwards what the others count upwards."""
     turned = (other is Actuator.STEER) != (actuator is Actuator.STEER)
     texts = [replace(c, strength=-c.strength if turned and c.strength else c.strength) for c in choices]
     text = format_choices(texts)

@@ -1,10 +1,7 @@
 """The folder `models/sae` of the host."""
-import hashlib
 import os
 import re
-from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 from sae_models import SaeError
 from sae_models.adapter import LoadedSae
@@ -12,9 +9,6 @@ from sae_models.errors import plain
 from sae_models.formats import LOOKED_FOR, offered
 
 FOLDER = "sae"
-HASH_DIGITS = 10
-_HASHING = Lock()
-"""Whoever asks for a file that is being read waits for that, and does not read it too."""
 
 
 def names(models: Path) -> list[str]:
@@ -47,19 +41,3 @@ def load(models: Path, name: str) -> LoadedSae:
         raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press the refresh "
                        f"button")
     return LoadedSae.read(name, models / FOLDER / name)
-
-
-def short_hash(path: Path) -> str:
-    """The first digits of the file's SHA-256, as A1111 names checkpoints; computed anew when the file has changed."""
-    status = path.stat()
-    with _HASHING:
-        return _hash(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=64)
-def _hash(path: Path, changed: int, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:HASH_DIGITS]

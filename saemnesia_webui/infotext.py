@@ -15,6 +15,7 @@ from typing import Any
 from sae_models import Actuator, Choice, parse
 from sae_models.concepts import format_choices
 from sae_models.errors import plain
+from sae_models.hashing import short_hash
 
 from . import files
 from .job import Job
@@ -57,7 +58,7 @@ def promise(params: MutableMapping[str, Any], job: Job) -> None:
 
 def said(job: Job) -> dict[str, Any]:
     """What was erased, with every strength as a number."""
-    saes = ", ".join(f"{sae.name} [{files.short_hash(sae.path)}]" for sae in job.saes)
+    saes = ", ".join(f"{sae.name} [{short_hash(sae.path)}]" for sae in job.saes)
     given = vars(job.settings) | {"sae": saes, "concepts": format_choices(_with_strengths(job))}
     written = {key(name): value for name, value in given.items()
                if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])}
@@ -103,7 +104,7 @@ def _local_name(text: str, models: Path) -> str:
     """`name [hash]` without the hash; says so in the log when the file here is another one."""
     found = re.fullmatch(r"(.*?)(?: \[([0-9a-f]+)\])?", text.strip())
     name, wanted = found.group(1), found.group(2)
-    here = files.short_hash(models / files.FOLDER / name) if name in files.names(models) else None
+    here = short_hash(models / files.FOLDER / name) if name in files.names(models) else None
     if wanted and here and here != wanted:
         log.warning("SAEmnesia: the picture was made with another %s (%s) than the one here (%s)", name, wanted, here)
     return name

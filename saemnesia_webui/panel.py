@@ -90,7 +90,8 @@ def _how(elem_id: Callable[[str], str]) -> list[Any]:
     """How it erases: in the order of the settings, from the actuator on."""
     actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
                         elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
-                        info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it")
+                        info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it; "
+                             "amount: one scale, 0 nothing, 1 gone, evenly between")
     with gr.Row():
         start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
         end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))
@@ -257,7 +258,8 @@ def _group(title: str, concepts: list[Concept]) -> str:
 def _row(concept: Concept) -> str:
     name, about = escape(concept.name), escape("\n".join(filter(None, (concept.name, concept.description))))
     measured = f' data-measured="{escape(json.dumps(dict(concept.measured)))}"' if concept.measured else ""
-    return (f'<div class="saemnesia-row" data-name="{name}"{measured}><label title="{about}"><input type="checkbox"> '
-            f'{name}<span class="saemnesia-into"></span></label>'
+    return (f'<div class="saemnesia-row" data-name="{name}"{measured}><label title="{about}">'
+            f'<input type="checkbox" class="saemnesia-tick"> {name}<span class="saemnesia-into"></span></label>'
+            f'<input type="range" step="0.05" class="saemnesia-slider" aria-hidden="true" tabindex="-1" hidden>'
             f'<input type="text" inputmode="decimal" class="saemnesia-strength" '
             f'aria-label="Strength of {name}" hidden></div>')

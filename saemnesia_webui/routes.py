@@ -9,6 +9,7 @@ from fastapi import Body, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from sae_models import SaeError
+from sae_models.hashing import short_hash
 
 from . import files
 from .find import Finder, Wish
@@ -27,7 +28,7 @@ def add(app: FastAPI, models: Path, logins: str | None, finder: Finder) -> None:
         """{base, hookpoint, places, hash, concepts: [{name, kind, description, measured}]}, or 400 with a sentence."""
         with _sentences(models):
             found = files.load(models, sae)
-            return found.listed() | {"hash": files.short_hash(found.path)}
+            return found.listed() | {"hash": short_hash(found.path)}
 
     def find(wish: dict = Body()) -> dict[str, Any]:  # noqa: B008
         """{file, seconds, concepts: [{name, kind, removed, touched}]}, or 400 with a sentence."""

@@ -1,7 +1,10 @@
 """Graphs that sample the small test model in a running host, and the exact latents they give."""
+import io
+import json
 from urllib.parse import urlencode
 
 from host_graphs import node
+from PIL import Image
 from safetensors.torch import load
 from small_model import NAME
 from torch import Tensor
@@ -37,6 +40,19 @@ def erase(made: Graph, concepts: str, actuator: str = "ablate", *, name: str = "
     made["sae " + name] = node("SAEmnesiaLoadSAE", sae_name=sae, hookpoint=hookpoint)
     inputs = {"start": 0.0, "end": 1.0, "apply_to": "both"} | options
     return then(made, name, "SAEmnesiaErase", sae=["sae " + name, 0], concepts=concepts, actuator=actuator, **inputs)
+
+
+def with_picture(made: Graph) -> Graph:
+    """The same with a picture saved in place of latents."""
+    made["decode"] = node("VAEDecode", samples=made["save"]["inputs"]["samples"], vae=["checkpoint", 2])
+    made["save"] = node("SaveImage", images=["decode", 0], filename_prefix="test")
+    return made
+
+
+def written(png: bytes) -> list[dict] | None:
+    """What is written into a picture's file of what was erased."""
+    text = Image.open(io.BytesIO(png)).text.get("saemnesia")
+    return json.loads(text) if text else None
 
 
 def latents(host: ComfyHost, made: Graph) -> Tensor:

@@ -22,6 +22,8 @@ with contextlib.redirect_stdout(sys.stderr):  # ldm says there that it has no xf
     from webui_model import UNET, random_unet
 
 LOGIN = "someone:secret"
+PICTURE = ("<p>a cat<br>\nSteps: 12, SAEmnesia sae: animals.safetensors [0123456789], SAEmnesia fired: "
+           "&quot;cat -&gt; dog: in 11 of 12 steps, rocket: in none&quot;, Version: v1</p>")
 if hasattr(gr, "component_meta"):
     gr.component_meta.create_or_modify_pyi = lambda *args: None  # else gradio 4 writes a .pyi beside this file
 
@@ -69,6 +71,8 @@ def main(models: Path, port: str) -> None:
         paste.click(lambda: ("Dog:0.5, noto style", "steer"), outputs=[tabs[0][2], tabs[0][3]])
         gr.Button("Generate").click(lambda *args: str(dict(zip(host.module.settings.DEFAULTS, args, strict=True))),
                                     inputs=tabs[0], outputs=[result])
+        shown = gr.HTML("", elem_id="html_info_txt2img")  # the text of the picture that a host's tab shows
+        gr.Button("Show a picture").click(lambda: PICTURE, outputs=[shown])
         said = {"gradio": gr.__version__, "tabs": [[described(part) for part in tab] for tab in tabs],
                 "infotext": fields, "open": routes(host, None),
                 "closed": routes(host, LOGIN), "login": routes(host, LOGIN, auth=tuple(LOGIN.split(":"))),
@@ -81,8 +85,8 @@ def main(models: Path, port: str) -> None:
 def serve(page: gr.Blocks, port: int) -> None:
     import uvicorn
     app = FastAPI()
-    for name in ("javascript/saemnesia.mjs", "web/js/concept_text.js", "web/js/concept_figures.js", "web/js/words.js",
-                 "style.css"):
+    for name in ("javascript/saemnesia.mjs", "web/js/concept_text.js", "web/js/concept_figures.js",
+                 "web/js/concept_fired.js", "web/js/words.js", "style.css"):
         kind = "text/css" if name.endswith("css") else "text/javascript"
         app.add_api_route(f"/{name}", lambda name=name, kind=kind: FileResponse(REPO / name, media_type=kind))
     uvicorn.run(gr.mount_gradio_app(app, page.queue(), "/page"), host="127.0.0.1", port=port, log_level="warning")

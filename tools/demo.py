@@ -56,7 +56,7 @@ def comparison(columns: list[tuple[str, Image.Image, Image.Image]], erase: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--erase", default="cat", help='for example "cat" or "cat, noto style:0.5"')
-    parser.add_argument("--actuator", default="ablate", choices=("ablate", "steer", "replace"))
+    parser.add_argument("--actuator", default="ablate", choices=("ablate", "steer", "replace", "amount"))
     parser.add_argument("--seed", type=int, default=40)
     options = parser.parse_args()
     began, columns = time.monotonic(), []

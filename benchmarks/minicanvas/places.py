@@ -108,11 +108,11 @@ class Studio:
             parts.append(self.vae.decode(painter.paint(texts, generator, ())))
         return torch.cat(parts).permute(0, 3, 1, 2).float()
 
-    def erased(self, path: Path, concept: str, strength: float) -> Any:
+    def erased(self, path: Path, concept: str, strength: float, actuator: str = "ablate") -> Any:
         """A clone of the model with the concept of a file erased."""
         host = self.host
         sae = host.adapter.LoadedSae(path.name, path, host.formats.read_headers(path))
-        edits = host.adapter.build_edits(sae, f"{concept}:{strength:g}", host.erasure.Actuator.ABLATE, 1e9, 0.0, False)
+        edits = host.adapter.build_edits(sae, f"{concept}:{strength:g}", host.erasure.Actuator(actuator))
         return host.patch.erase(self.model, sae, edits)
 
     def seen(self, model: Any, of: Task) -> tuple[float, float]:

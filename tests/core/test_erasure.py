@@ -170,8 +170,25 @@ def test_fired_says_which_rows_did(sae, x):
     assert Erasure([quiet, edit_of(sae, [2])])(x, 1.0).fired.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.75, 1.0])
+def test_an_amount_between_0_and_1_is_the_share_of_the_squared_change_that_goes(sae, x, strength):
+    """As *removed* counts it: what is left of what the neuron adds, squared, against all of it."""
+    rows = [1, 2]
+    gone = Erasure([edit_of(sae, rows)])(x, 1.0).out
+    left = Erasure([edit_of(sae, rows, Actuator.AMOUNT, strength)])(x, 1.0).out
+    assert float((left - gone).square().sum() / (x - gone).square().sum()) == pytest.approx(1 - strength, abs=1e-4)
+
+
+@pytest.mark.parametrize("strength", [-1.0, -0.5, 1.0, 1.5, 2.0])
+def test_an_amount_beyond_0_and_1_is_steer_the_other_way_round(sae, x, strength):
+    amount, steer = (Erasure([edit_of(sae, [1, 2], actuator, sign * strength)])(x, 1.0).out
+                     for actuator, sign in ((Actuator.AMOUNT, 1), (Actuator.STEER, -1)))
+    assert torch.equal(amount, steer)
+
+
 @pytest.mark.parametrize(("actuator", "strength"), [
-    (Actuator.ABLATE, 1.5), (Actuator.ABLATE, -0.1), (Actuator.REPLACE, 2.0), (Actuator.STEER, 101.0)])
+    (Actuator.ABLATE, 1.5), (Actuator.ABLATE, -0.1), (Actuator.REPLACE, 2.0), (Actuator.STEER, 101.0),
+    (Actuator.AMOUNT, 2.1), (Actuator.AMOUNT, -1.1)])
 def test_a_strength_out_of_range_is_one_sentence(sae, actuator, strength):
     with pytest.raises(SaeError, match="expected a strength of"):
         edit_of(sae, [1], actuator, strength)

@@ -79,7 +79,7 @@ def test_two_concepts_can_change_places(x, both):
     assert Erasure([there, back]).labels() == ["cat -> dog", "dog -> cat", "dog -> cat"]
 
 
-@pytest.mark.parametrize("actuator", [Actuator.STEER, Actuator.REPLACE])
+@pytest.mark.parametrize("actuator", [Actuator.STEER, Actuator.REPLACE, Actuator.AMOUNT])
 def test_another_actuator_than_ablate_is_refused(both, actuator):
     with pytest.raises(SaeError, match=f"'cat -> dog' is done by the actuator ablate, not by {actuator.value}"):
         swap(*both, strength=1.0, actuator=actuator)

@@ -13,7 +13,7 @@ from sae_models import export, read_sae
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
-ACTUATORS = ("ablate", "steer", "replace")
+ACTUATORS = ("ablate", "steer", "replace", "amount")
 CAT, ROCKET = "a cat, noto style", "a rocket, noto style"
 
 

@@ -118,7 +118,7 @@ def call_on(device: str, devices: Devices, made, width: int, sigma: float) -> No
     made.apply_model(Executor(Blocks(made)), x, t, None, None, None, {"cond_or_uncond": [1, 0]})
 
 
-@pytest.mark.parametrize("actuator", ["ablate", "steer", "replace"])
+@pytest.mark.parametrize("actuator", ["ablate", "steer", "replace", "amount"])
 @pytest.mark.parametrize("conditional_only", [False, True])
 def test_a_model_call_on_a_gpu_never_waits_and_copies_nothing(unet, saes, actuator, conditional_only):
     made = patched(unet, saes, "cat, dog", (0.1, 0.8), actuator, conditional_only=conditional_only)

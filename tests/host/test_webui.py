@@ -20,8 +20,9 @@ from small_model import UNET_CONFIG, write_places, write_sae
 from stand_in_device import Devices
 from webui_model import UNET, random_unet
 
-from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeError, Statistics, hookpoint
+from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeError, Statistics, hashing, hookpoint
 from sae_models.adapter import LoadedSae, build_edits
+from sae_models.hashing import short_hash
 from sae_models.table import Table, add
 
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
@@ -288,7 +289,7 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, SAE, "cat", "ablate", "0.5"), "expected a number for 'start', got '0.5'"),
     ((True, SAE, "cat", "ablate", float("nan")), "expected a number for 'start', got nan"),
     ((True, SAE, "cat", "ablate", 0.9, 0.1), "expected 0 <= start <= end <= 1, got 0.9 and 0.1"),
-    ((True, SAE, "cat", "blur"), "expected actuator to be one of ablate, steer, replace, got 'blur'"),
+    ((True, SAE, "cat", "blur"), "expected actuator to be one of ablate, steer, replace, amount, got 'blur'"),
     ((True, SAE, "cat", "ablate", 0, 1, "negative"), "expected apply_to to be one of both, conditional only"),
     (({"sae": SAE, "concept": "cat"},), "no setting 'concept'; did you mean 'concepts'"),
     (({"sae": SAE, "concepts": "cat", "strength": 0.8},), "no setting 'strength': write it .*, for example 'cat:0.8'"),
@@ -791,7 +792,7 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
     ("concepts", ["cat", "cat:much"], "is not a strength"), ("concepts", ["cat", ""], "no concept is chosen"),
     ("strength", [0.5, 101.0], "expected a strength of -100 to 100, got 101"),
     ("strength", [float("nan")], "expected a strength"),
-    ("actuator", ["steer", "blur"], "one of ablate, steer, replace, got 'blur'"),
+    ("actuator", ["steer", "blur"], "one of ablate, steer, replace, amount, got 'blur'"),
     ("SAE", [SAE, "gone.safetensors"], "there is no SAE 'gone.safetensors'"),
 ])
 def test_a_slip_in_a_plot_is_said_before_it_starts(webui, axis, values, says):
@@ -936,9 +937,8 @@ def test_text_without_an_erasure_switches_erasing_off_and_leaves_the_rest(webui,
 
 
 def test_the_hash_is_that_of_the_file_and_another_file_is_noticed(webui, models, caplog):
-    from saemnesia_webui import files
     written = webui.generate(*CAT).infotexts[0]["SAEmnesia sae"]
-    assert written == f"{SAE} [{files.short_hash(models / 'sae' / SAE)}]"
+    assert written == f"{SAE} [{short_hash(models / 'sae' / SAE)}]"
     assert pasted(webui, models, {"SAEmnesia sae": f"{SAE} [0123456789]"})["sae"] == [SAE]
     assert "made with another animals.safetensors (0123456789)" in caplog.text
 
@@ -963,18 +963,17 @@ def test_a_pasted_value_that_is_none_leaves_the_rest_of_the_text(webui, models, 
 
 
 def test_a_new_file_is_hashed_once_however_many_ask(webui, models, monkeypatch):
-    from saemnesia_webui import files
     path, reads = models / "sae" / "new.safetensors", []
     path.write_bytes(bytes(10**6))
-    real = files.hashlib.sha256
+    real = hashing.hashlib.sha256
 
     def slowly():
         reads.append(1)
         time.sleep(0.2)
         return real()
-    monkeypatch.setattr(files.hashlib, "sha256", slowly)
+    monkeypatch.setattr(hashing.hashlib, "sha256", slowly)
     with ThreadPoolExecutor(50) as pool:
-        assert len(set(pool.map(files.short_hash, [path] * 50))) == 1
+        assert len(set(pool.map(short_hash, [path] * 50))) == 1
     path.unlink()
     assert len(reads) == 1
 

@@ -131,7 +131,7 @@ def test_every_call_of_ui_makes_the_same_arguments(served):
     values = [value for _, _, value, _ in first]
     assert values == [False, ["animals.safetensors"], "", "ablate", 0.0, 1.0, "both", True, ""]
     assert first[1][3] == ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]
-    assert first[3][3] == ["ablate", "steer", "replace"]
+    assert first[3][3] == ["ablate", "steer", "replace", "amount"]
     assert [value for _, value in served.said["infotext"]] == [False, *[None] * 8]
 
 
@@ -232,6 +232,36 @@ def test_a_strength_out_of_range_is_marked(page):
     expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "true")
     text(page).fill("cat:0.5")
     expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "false")
+
+
+def test_in_how_many_steps_each_was_there_is_said_beside_its_tick_for_the_picture_that_is_shown(page):
+    text(page).fill("cat -> dog, rocket, dog")
+    fired = page.locator(".saemnesia-picker").first.locator(".saemnesia-fired")
+    expect(fired).to_have_count(0)
+    page.get_by_role("button", name="Show a picture").click()
+    expect(row(page, "cat").locator(".saemnesia-fired")).to_have_text("in 11 of 12 steps")
+    expect(row(page, "rocket").locator(".saemnesia-idle")).to_have_text("never fired")
+    expect(fired).to_have_count(2)
+    row(page, "rocket").get_by_role("checkbox").uncheck()
+    expect(fired).to_have_count(1)
+    expect(page.locator(".saemnesia-picker").nth(2).locator(".saemnesia-fired")).to_have_count(0)
+    assert "11 of 12" not in generate(page)
+
+
+def test_an_amount_has_a_slider_beside_its_number(page):
+    text(page).fill("cat")
+    slider = row(page, "cat").locator(".saemnesia-slider")
+    expect(slider).to_be_hidden()
+    panel(page, "actuator").get_by_label("amount").check()
+    expect(slider).to_be_visible()
+    expect(slider).to_have_value("1")
+    slider.fill("0.35")
+    expect(text(page)).to_have_value("cat:0.35")
+    text(page).fill("cat:-0.5")
+    expect(slider).to_have_value("-0.5")
+    for strength, invalid in {"2": "false", "2.1": "true", "-1.5": "true"}.items():
+        text(page).fill(f"cat:{strength}")
+        expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", invalid)
 
 
 def choose_sae(page: Page, *names: str) -> None:

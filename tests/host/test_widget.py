@@ -264,6 +264,27 @@ def test_arrows_and_the_wheel_turn_a_strength_and_nothing_else(page):
     assert page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]") == view
 
 
+def test_an_amount_has_a_slider_beside_its_number(page):
+    _, node = canvas.linked_picker(page, "measured.safetensors", text="cat")
+    slider = canvas.row(page, "cat").locator(".saemnesia-slider")
+    expect(slider).to_be_hidden()
+    canvas.set_widget(page, node, "actuator", "amount")
+    assert (slider.input_value(), slider.get_attribute("min"), slider.get_attribute("max")) == ("1", "-1", "2")
+    assert len(set(canvas.figure_ends(page, "cat", "dog"))) == 1
+    place, box = page.evaluate(canvas.BOX, node), slider.bounding_box()
+    page.mouse.move(box["x"] + 0.64 * box["width"], box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    expect(canvas.text_box(page)).to_have_value("cat:0.5")
+    expect(canvas.strength(page, "cat")).to_have_value("0.5")
+    assert page.evaluate(canvas.BOX, node) == place
+    canvas.text_box(page).fill("cat:-0.25, dog:-1.5, bear:1.5")
+    expect(slider).to_have_value("-0.25")
+    for name, invalid in {"cat": "false", "dog": "true", "bear": "false"}.items():
+        expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
+
+
 def test_a_long_name_is_seen_whole_on_two_lines(page):
     canvas.linked_picker(page, "measured.safetensors", text=LONG)
     name = canvas.row(page, LONG).locator(".saemnesia-name")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from canvas_graphs import erase, graph, latents
+from canvas_graphs import erase, graph, latents, with_picture, written
 from host_graphs import node
 from safetensors.torch import save_file
 from small_model import ATTENTIONS, NAME
@@ -63,6 +63,12 @@ def test_a_word_is_found_at_every_cross_attention_and_kept_by_the_checkpoints_na
     assert first.startswith("cat: ") and "% removed" in first and "found in" in first
     assert len(files()) == 1 and files()[0].startswith(NAME.removesuffix(".safetensors"))
     assert [header.hookpoint for header in read_headers(SAES / files()[0])] == list(ATTENTIONS)
+
+
+def test_a_picture_says_which_words_were_erased(host, first):
+    [png] = host.run(with_picture(words("cat:0.5"))).images
+    [entry] = written(png)
+    assert (entry["node"], entry["sae"], entry["concepts"]) == ("words", files()[0], "cat:0.5")
 
 
 def test_from_then_on_it_is_erased_at_once_like_any_concept(host, first):

@@ -1,5 +1,6 @@
 /**
- * The list of an SAE's concepts below the text `concepts`, with a tick and a strength each.
+ * The list of an SAE's concepts below the text `concepts`, with a tick and a strength each, and what became of it in
+ * the last run.
  *
  * The text is ComfyUI's own multiline widget and the only state: a tick rewrites it, typing in it moves the ticks.
  * The list is a DOM widget that is never saved and stands last, so that it shifts no saved value.
@@ -7,9 +8,11 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { figures } from "./concept_figures.js"
+import { firedLines, firedMark } from "./concept_fired.js"
 import { byName, choose, drop, isStrength, key, near, parse } from "./concept_text.js"
+import { onFired } from "./last_run.js"
 import { followMode } from "./node_look.js"
-import { after, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
+import { after, chooserOf, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
 import { say } from "./words.js"
 
 const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker", "SAEmnesiaConceptMap", "SAEmnesiaCompare"]
@@ -25,6 +28,9 @@ const STEP = 0.1 // of a strength, for an arrow key or a notch of the wheel
 const FULL = { low: 0, high: 1, start: 1, usual: "1", hint: "Strength: 1 erases fully, 0 changes nothing" }
 const SIGNED = { low: -100, high: 100, start: -1, usual: "-1",
   hint: "Strength: -1 erases, below -1 pushes further away, above 0 strengthens the concept" }
+const AMOUNT = { low: -1, high: 2, start: 1, usual: "1", slides: true,
+  hint: "Strength: 0 changes nothing, 1 erases fully, and between them the concept goes evenly; " +
+    "above 1 pushes further away, below 0 strengthens the concept" }
 const EITHER = { low: -100, high: 100, start: 1, usual: "full",
   hint: "Strength; left empty it erases fully, whatever the actuator" }
 
@@ -32,6 +38,7 @@ const LIST_HEIGHT = 232
 const HINT_HEIGHT = 40
 const ERROR_HEIGHT = 72
 const TEXT_HEIGHT = 84
+const [LINE, LINES] = [17, 4] // of what is said of the last run: a line's height, and how many are seen at once
 const MARGIN = 20 // what the canvas leaves free above and below a DOM widget, together
 
 const CSS = `
@@ -58,6 +65,13 @@ const CSS = `
 .saemnesia-row label { display: flex; flex: 1; align-items: center; gap: 6px; min-width: 0; min-height: 24px;
   margin: 0; cursor: pointer; }
 .saemnesia-row input[type="checkbox"] { flex: none; width: 14px; height: 14px; margin: 0; cursor: pointer; }
+.saemnesia-what { display: flex; flex-direction: column; min-width: 0; }
+.saemnesia-fired { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; font-size: 11px; line-height: 13px;
+  color: var(--descrip-text); }
+.saemnesia-picker .saemnesia-idle { color: var(--warning); }
+.saemnesia-row:has(.saemnesia-idle) .saemnesia-name { opacity: 0.6; }
+.saemnesia-picker > .saemnesia-last-run { flex: none; box-sizing: border-box; padding: 0 2px; overflow-y: auto;
+  line-height: 17px; overflow-wrap: anywhere; color: var(--descrip-text); }
 .saemnesia-name { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
   overflow-wrap: anywhere; line-height: 15px; }
 .saemnesia-into { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; color: var(--descrip-text); }
@@ -75,6 +89,11 @@ const CSS = `
   .saemnesia-warning + .saemnesia-removed::before { content: "! "; } }
 .saemnesia-picker .saemnesia-strength { flex: none; width: 52px; height: 20px; text-align: right;
   border-color: var(--border-color); border-radius: 4px; }
+.saemnesia-slider { flex: none; width: 72px; height: 16px; margin: 0; cursor: pointer;
+  accent-color: var(--descrip-text); }
+@container (max-width: 299px) { .saemnesia-slider { display: none; } }
+@container (min-width: 300px) { .saemnesia-slides :is(.saemnesia-measure,
+  .saemnesia-row:has(.saemnesia-strength[hidden]) .saemnesia-figures) { margin-right: 136px; } }
 .saemnesia-picker .saemnesia-strength[aria-invalid="true"] { color: var(--error-text); border-color: currentColor; }
 .saemnesia-picker :focus-visible { outline: 1px solid var(--input-text); outline-offset: -1px; }
 .saemnesia-message { padding: 2px; overflow-y: auto; overflow-wrap: anywhere; color: var(--descrip-text); }
@@ -97,6 +116,7 @@ class Picker {
   known = new Map() // key of a concept of the SAE -> the concept
   rows = new Map() // key of a concept, or of another name in the text -> its row
   groups = new Map() // heading -> its part of the list
+  fired = new Map() // key of a concept -> what became of it in the last run
 
   constructor(node, text) {
     this.node = node
@@ -106,9 +126,10 @@ class Picker {
     this.list.dataset.captureWheel = "true" // for Nodes 2.0, see keepWheel
     this.nothing = element("div", { className: "saemnesia-nothing", role: "status" })
     this.message = element("div", { className: "saemnesia-message" })
+    this.lastRun = element("div", { className: "saemnesia-last-run", role: "status", hidden: true })
     // The front end's class `widget-expands` lets Nodes 2.0 give the list the height that is left.
     this.root = element("div", { className: "saemnesia-picker widget-expands" },
-      element("style", { textContent: CSS }), this.bar, this.list, this.message)
+      element("style", { textContent: CSS }), this.bar, this.list, this.lastRun, this.message)
     this.listen()
   }
 
@@ -156,16 +177,41 @@ class Picker {
     this.message.role = isError ? "alert" : null
     this.message.hidden = !message
     this.bar.hidden = this.list.hidden = !concepts.length
-    this.root.style.minHeight = `${this.height()}px`
     this.fill()
     this.draw()
+    this.fit()
+  }
+
+  /** Give the node the height that all needs. */
+  fit() {
+    this.root.style.minHeight = `${this.height()}px`
     this.node.expandToFitContent?.()
     this.node.setDirtyCanvas(true, true)
   }
 
   height() {
     const message = this.message.hidden ? 0 : this.message.role ? ERROR_HEIGHT : HINT_HEIGHT
-    return message + (this.known.size ? LIST_HEIGHT : 0)
+    return message + (this.known.size ? LIST_HEIGHT : 0) + this.saidHeight()
+  }
+
+  /** An idle concept's reason takes two lines. */
+  saidHeight() {
+    const lines = [...this.lastRun.children].map((line) => (line.className ? 2 : 1)).reduce((a, b) => a + b, 0)
+    return LINE * Math.min(LINES, lines)
+  }
+
+  /** What became of the concepts in the last run: short in their rows, and below them what is not seen there. */
+  tell(concepts) {
+    this.fired = new Map(concepts.map((concept) => [key(concept.name.replace(/^latent (\d+)$/, "#$1")), concept]))
+    this.draw()
+    this.fit()
+  }
+
+  drawLastRun(chosen) {
+    const seen = [...this.fired].filter(([name, { count }]) => this.list.hidden || (!count && chosen.has(name)))
+    this.lastRun.replaceChildren(...firedLines(seen.map(([, concept]) => concept)))
+    this.lastRun.style.height = `${this.saidHeight()}px`
+    this.lastRun.hidden = !seen.length
   }
 
   fill() {
@@ -185,11 +231,16 @@ class Picker {
     const note = element("span", { className: "saemnesia-note" })
     const strength = element("input", { type: "text", inputMode: "decimal", className: "saemnesia-strength",
       label: say("Strength of {name}", { name }), spellcheck: false })
-    const label = element("label", { title: [name, description].filter(Boolean).join("\n") }, tick,
-      element("span", { className: "saemnesia-name", textContent: name }), arrow, note, figures(measured))
-    const root = element("div", { className: "saemnesia-row" }, label, strength)
+    const slider = element("input", { type: "range", step: "0.05", className: "saemnesia-slider", tabIndex: -1,
+      ariaHidden: "true" }) // for the mouse: the number beside it says the same
+    const what = element("span", { className: "saemnesia-what" },
+      element("span", { className: "saemnesia-name", textContent: name }))
+    const label = element("label", { title: [name, description].filter(Boolean).join("\n") }, tick, what, arrow, note,
+      figures(measured))
+    const root = element("div", { className: "saemnesia-row" }, label, slider, strength)
     this.groups.get(heading).append(root)
-    this.rows.set(key(name), { name, heading, words: key(`${name} ${description}`), root, tick, arrow, note, strength })
+    this.rows.set(key(name), { name, heading, words: key(`${name} ${description}`), root, tick, what, arrow, note,
+      slider, strength })
   }
 
   /** Bring the list in line with the text, the search box and the actuator. */
@@ -197,7 +248,9 @@ class Picker {
     const items = parse(this.text.value)
     this.drawOthers(items)
     const [chosen, search] = [byName(items), key(this.search.value)]
+    this.list.classList.toggle("saemnesia-slides", Boolean(this.range().slides))
     for (const [name, row] of this.rows) this.drawRow(row, chosen.get(name) ?? [], search)
+    this.drawLastRun(chosen)
     this.arrange()
     this.count.textContent = say("{count} chosen", { count: chosen.size })
     this.clear.disabled = !items.length
@@ -258,7 +311,20 @@ class Picker {
     row.strength.title = say(range.hint)
     row.strength.ariaInvalid = String(!isStrength(strength, range))
     if (row.strength !== document.activeElement) row.strength.value = strength
+    this.drawSlider(row, range, strength)
+    this.drawFired(row, items.length > 0)
     row.root.hidden = !row.words.includes(search)
+  }
+
+  drawSlider({ slider, strength: { hidden, title } }, { low, high, start, slides }, strength) {
+    Object.assign(slider, { hidden: hidden || !slides, min: low, max: high, title })
+    slider.value = isStrength(strength, { low, high }) && strength ? strength : start
+  }
+
+  drawFired({ what, name }, ticked) {
+    const [known, mark] = [this.fired.get(key(name)), what.querySelector(".saemnesia-fired")]
+    mark?.remove()
+    if (known && ticked) what.append(firedMark(known))
   }
 
   /** Why the node would not take a swap; "" where it would, or there is none. */
@@ -280,7 +346,7 @@ class Picker {
   /** Which strengths make sense: that depends on the actuator, where the node has one. */
   range() {
     if (!this.actuator()) return EITHER
-    return this.actuator() === "steer" ? SIGNED : FULL
+    return { steer: SIGNED, amount: AMOUNT }[this.actuator()] ?? FULL
   }
 
   actuator() {
@@ -289,8 +355,9 @@ class Picker {
 
   /** Write into the text what was changed in a row. What was put in its place comes back with its tick. */
   edit(input) {
-    const row = [...this.rows.values()].find(({ tick, strength }) => input === tick || input === strength)
+    const row = [...this.rows.values()].find(({ tick, slider, strength }) => [tick, slider, strength].includes(input))
     const { value } = this.text
+    if (input === row.slider) row.strength.value = input.value
     if (input === row.tick && !input.checked) {
       row.into = parse(value).find((item) => key(item.name) === key(row.name))?.into?.raw
       this.text.value = drop(value, row.name)
@@ -417,6 +484,8 @@ app.registerExtension({
   setup() {
     api.addEventListener("graphChanged", () => refreshAll())
     onFilesChanged(() => refreshAll(true))
+    onFired((node, concepts) => pickers.get(node)?.tell(concepts))
+    onFired((node, concepts) => chooserOf(node) !== node && pickers.get(chooserOf(node))?.tell(concepts))
   },
   nodeCreated(node) {
     if (PICKERS.includes(node.comfyClass)) addPicker(node)

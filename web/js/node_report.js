@@ -1,13 +1,16 @@
 /**
  * What a node says of its work, below its widgets: how far it is while it works ("painting picture 13 of 640, about 12
- * min left"), what came of it ("cat: 79% removed, others 0.0% touched"), and behind a fold the numbers of that. And what
- * people must know of a run, in a corner of the page.
+ * min left"), what came of it ("cat: 79% removed, others 0.0% touched") and of the last run ("cat: in 20 of 20 steps"),
+ * and behind a fold the numbers of that. And what people must know of a run, in a corner of the page.
  *
  * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
  * comes later.
  */
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
+import { firedLines } from "./concept_fired.js"
+import { onFired } from "./last_run.js"
+import { nodeOf } from "./sae_source.js"
 import { say } from "./words.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain",
@@ -26,7 +29,9 @@ const STYLE = "box-sizing: border-box; width: 100%; height: 100%; padding: 4px 6
   "white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/17px Inter, Arial, sans-serif; user-select: text; " +
   "color: var(--input-text); background: var(--comfy-input-bg); border-radius: 4px; text-align: left;"
 
-const reports = new WeakMap() // node -> { root, said, fold, numbers, lines }
+const IDLE = "color: color-mix(in srgb, #f59e0b 50%, var(--input-text));"
+
+const reports = new WeakMap() // node -> { root, said, fired, fold, numbers, lines }
 let made = 0 // see concept_picker.js: a removed node's element must not come back under the same name
 
 function lines(text, width) {
@@ -45,11 +50,13 @@ function addReport(node) {
   const numbers = element("pre", "margin: 0; overflow-x: auto; font: 11px/17px monospace;")
   const fold = element("details", "", element("summary", "cursor: pointer;", say(NUMBERS)), numbers)
   const said = element("div", "", say(BEFORE))
-  const root = element("div", STYLE, said, fold)
+  const fired = element("div", "")
+  const root = element("div", STYLE, said, fired, fold)
   root.className = "saemnesia-report"
-  said.setAttribute("role", "status")
+  fired.className = "saemnesia-last-run"
+  for (const part of [said, fired]) part.setAttribute("role", "status")
   fold.hidden = true
-  const report = { root, said, fold, numbers, lines: 1 }
+  const report = { root, said, fired, fold, numbers, lines: 1 }
   fold.ontoggle = () => fit(node)
   const height = () => report.lines * LINE + PADDING + MARGIN
   const widget = node.addDOMWidget(`report_${++made}`, "saemnesia_report", root, {
@@ -63,9 +70,10 @@ function addReport(node) {
 
 function fit(node) {
   const report = reports.get(node)
-  const { said, fold, numbers } = report
+  const { said, fired, fold, numbers } = report
   const folded = fold.hidden ? 0 : 1 + (fold.open ? numbers.textContent.split("\n").length : 0)
-  report.lines = Math.min(MOST, lines(said.textContent, node.size[0]) + folded)
+  const texts = [said, ...fired.children].map(({ textContent }) => textContent).join("\n")
+  report.lines = Math.min(MOST, lines(texts, node.size[0]) + folded)
   report.root.style.minHeight = `${report.lines * LINE + PADDING}px`
   node.expandToFitContent?.()
   node.setDirtyCanvas(true, true)
@@ -80,21 +88,17 @@ function show(node, text, numbers = "") {
   fit(node)
 }
 
-/** The reporting node of an id such as "13", or "4:13" inside a subgraph. */
-function reportingNode(id) {
-  let graph = app.rootGraph ?? app.graph
-  let node
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(Number(part))
-    graph = node?.subgraph
-  }
-  return reports.has(node) ? node : undefined
+function showFired(node, concepts) {
+  const { fired } = reports.get(node)
+  fired.replaceChildren(...firedLines(concepts))
+  for (const line of fired.querySelectorAll(".saemnesia-idle")) line.setAttribute("style", IDLE)
+  fit(node)
 }
 
 function listen(event, text) {
   api.addEventListener(event, ({ detail }) => {
-    const node = reportingNode(detail.node ?? detail.node_id)
-    if (node) show(node, text(detail))
+    const node = nodeOf(detail.node ?? detail.node_id)
+    if (reports.has(node)) show(node, text(detail))
   })
 }
 
@@ -104,6 +108,7 @@ app.registerExtension({
     listen("saemnesia.progress", ({ text }) => text)
     api.addEventListener("saemnesia.warning", ({ detail }) => app.extensionManager?.toast?.add(
       { severity: "warn", summary: "SAEmnesia", detail: detail.text, life: WARNED_MS }))
+    onFired((node, concepts) => reports.has(node) && showFired(node, concepts))
     listen("execution_interrupted", () => say(STOPPED))
     listen("execution_error", ({ exception_message }) => exception_message.trim())
   },

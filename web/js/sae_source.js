@@ -22,6 +22,17 @@ export function graphs() {
   return [root, ...(root?.subgraphs?.values() ?? [])].filter(Boolean)
 }
 
+/** The node of an id such as "13", or "4:13" inside a subgraph. */
+export function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph
+  let node
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part))
+    graph = node?.subgraph
+  }
+  return node
+}
+
 /** The nodes that stand for a subgraph. */
 const hosts = (subgraph) => graphs().flatMap((graph) => graph.nodes.filter((node) => node.subgraph === subgraph))
 
@@ -82,6 +93,9 @@ export function findSae(node) {
   if (name) return { name, waiting }
   return { hint: waiting || say("These concepts cannot be listed here: write names above.") }
 }
+
+/** The node whose list chooses a node's concepts: the one that is linked into them, or itself. */
+export const chooserOf = (node) => feeder(node, slotOf(node, "concepts")) ?? node
 
 /** The file that a node writes. */
 function madeBy(node) {
