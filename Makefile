@@ -46,6 +46,9 @@ bench-strength: setup checkpoint ## how evenly a concept goes as its strength ri
 bench-pointing: setup checkpoint ## where the concept map says a thing is, beside attention to its word
 	$(HOST_PYTHON) -m benchmarks.minicanvas.pointing $(ARGS)
 
+bench-attack: setup checkpoint ## how well an erasure holds against who wants the concept back
+	$(HOST_PYTHON) -m benchmarks.minicanvas.attack $(ARGS)
+
 bench-places: setup checkpoint ## what removed and touched say beside the judge, by places, neurons and strengths
 	$(HOST_PYTHON) -m benchmarks.minicanvas.places $(ARGS)
 

@@ -267,16 +267,17 @@ def main() -> None:
     judge = load_judge()
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host:
         find_missing(host, methods, find.SOME if options.quick else known_names())
+        for cfg in options.guidance or ((CFG,) if options.quick else GUIDANCES):
+            means = run(host, judge, results, cfg, members, methods)
+            for group, row in means.items():
+                results.data.setdefault("means", {}).setdefault(f"{cfg:g}", {}).setdefault(group, {}).update(
+                    {name: asdict(score) for name, score in row.items()})
+            results.write()
         if "base" not in results.data:
             results.data["base"] = base_accuracy(host, judge, 1 if options.quick else 2)
             results.write()
         print("painted right without erasure: {object:.1f} % of scenes in all their objects, {style:.1f} % in style, "
               "{ground:.1f} % in ground".format(**results.data["base"]), flush=True)
-        for cfg in options.guidance or ((CFG,) if options.quick else GUIDANCES):
-            means = run(host, judge, results, cfg, members, methods)
-            results.data.setdefault("means", {})[f"{cfg:g}"] = {
-                group: {name: asdict(score) for name, score in row.items()} for group, row in means.items()}
-            results.write()
         picture_grid(host, methods, find.SOME if options.quick else GRID_ERASED, results.path.with_suffix(".png"))
     print(f"\nwritten: {results.path} and {results.path.with_suffix('.png')}")
 

@@ -102,4 +102,4 @@ def test_a_comfyui_that_is_too_old_is_told_so(tmp_path):
 def test_example_workflows_use_only_our_and_stock_nodes_and_our_model():
     for path in (REPO / "example_workflows").glob("*.json"):
         kinds = {node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]}
-        assert {"SAEmnesiaErase", "SAEmnesiaEraseWords", "SAEmnesiaConceptMap"} & kinds
+        assert {"SAEmnesiaErase", "SAEmnesiaEraseWords", "SAEmnesiaConceptMap", "SAEmnesiaCompare"} & kinds

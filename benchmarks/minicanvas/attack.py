@@ -1,0 +1,180 @@
+"""How well an erasure holds against somebody who wants the concept back and knows all of the model and of the edit.
+
+    python -m benchmarks.minicanvas.attack           three concepts, every attack; half an hour on two cores
+    python -m benchmarks.minicanvas.attack --quick   one concept
+
+Attacks of `attacking` on embeddings (the upper bound) and on tokens, blind to the edit as the papers' are, through it,
+and through it while the neuron is to stay silent; and from a picture of the concept (img2img). What was found is put
+before prompts that it was not sought with, which a real ComfyUI paints. A success is a picture in which the judge sees
+the concept's drawing. Controls: the model without erasure, the concept unsaid, attacked in the same way; and no attack.
+Finished cases are kept in benchmarks/results/, so a run that was stopped goes on from there.
+"""
+import argparse
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+
+from sae_models import Actuator
+from sae_models.adapter import LoadedSae, build_edits
+from sae_models.storage import write_json
+from tools.comfy_host import COMFY, ComfyHost, Graph
+
+from . import bench
+from .attacking import Attack, Seeker, Victim, teach
+from .canvas import BACKGROUNDS, Scene
+from .checkpoint import WEIGHTS
+from .icons import OBJECTS, STYLES
+from .judge import Judge, load_judge
+from .paint import Method, link_bench_nodes, node, ours, paint
+from .table import Shot, Task
+from .text import TEMPLATES
+
+CONCEPTS = ("cat", "rose", "castle")
+ATTACKS = {
+    "none": None,
+    "blind": Attack("embeddings, blind to the edit", through=False),
+    "through": Attack("embeddings, through the edit"),
+    "evading": Attack("embeddings, through the edit and past the neuron", evasion=1.0),
+    "said": Attack("embeddings through the edit, and the word", said=True),
+    "tokens": Attack("tokens, through the edit", tokens=True),
+}
+DENOISE = (0.5, 0.7, 0.9)
+PICTURES = 18
+LEARNED, SEED = 12, 4000
+"""Prompts that an attack is sought with; the seed of the pictures that are judged."""
+OUT = bench.RESULTS / "attack.json"
+Edits = Callable[[torch.nn.Module, str], Victim]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is attacked: how an attacker sees it, and how it is painted with."""
+    title: str
+    victim: Edits
+    method: Callable[[Graph, Task], None]
+
+
+def _ours(unet: torch.nn.Module, concept: str) -> Victim:
+    path = WEIGHTS / "concepts.safetensors"
+    return Victim(unet, build_edits(LoadedSae.read(path.name, path), concept, Actuator.ABLATE))
+
+
+def _uce(unet: torch.nn.Module, concept: str) -> Victim:
+    edited = copy.deepcopy(unet)
+    own = dict(edited.named_parameters())
+    for name, change in bench.uce(unet, [concept]).items():
+        own[name].data += change
+    return Victim(edited)
+
+
+TARGETS = {
+    "unerased": Target("the model as it is, the word unsaid", lambda unet, _: Victim(unet), lambda graph, task: None),
+    "ours": Target("ours, every cross-attention", _ours, ours()),
+    "uce": Target("UCE", _uce, bench.METHODS["uce"].add),
+}
+
+
+def shots(concept: str, said: bool, count: int, seed: int) -> tuple[Shot, ...]:
+    """Prompts with a style and a ground, every second with another object; said: and with the concept."""
+    generator, own = torch.Generator().manual_seed(seed), OBJECTS.index(concept)
+
+    def one(i: int) -> Shot:
+        other, style, ground = (int(torch.randint(n, (), generator=generator))
+                                for n in (len(OBJECTS) - 1, len(STYLES), len(BACKGROUNDS)))
+        beside = (other + (other >= own),) if i % 2 else ()
+        return Shot(Scene(((own,) if said else ()) + beside, style, ground), TEMPLATES[i % len(TEMPLATES)])
+    return tuple(one(i) for i in range(count))
+
+
+def find(unet: torch.nn.Module, target: str, concept: str, attack: Attack, seed: int = 0) -> torch.Tensor:
+    """The embeddings [k, 768] that an attack comes to."""
+    said, unsaid = ([shot.text for shot in shots(concept, which, LEARNED, 100 + seed)] for which in (True, False))
+    victim = TARGETS[target].victim(unet, concept)
+    return Seeker(victim, teach(unet, said, seed), said if attack.said else unsaid, attack, seed).found()
+
+
+def attacked(host: ComfyHost, target: str, concept: str, before: torch.Tensor | None, said: bool) -> torch.Tensor:
+    """Pictures of a target, with embeddings before the prompts."""
+    name = f"minicanvas-attack-{hashlib.sha256(f'{target} {concept} {before}'.encode()).hexdigest()[:8]}"
+    path = COMFY / "models" / "embeddings" / f"{name}.safetensors"
+    method = Method(target, TARGETS[target].method,
+                    lambda task, shot: f"embedding:{name} {shot.text}" if before is not None else shot.text)
+    path.parent.mkdir(exist_ok=True)
+    try:
+        if before is not None:
+            save_file({"clip_l": before.contiguous()}, path)
+        return paint(host, method, _task(concept, said), SEED)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _task(concept: str, said: bool) -> Task:
+    return Task("object", (OBJECTS.index(concept),), shots(concept, said, PICTURES, 7))
+
+
+def from_picture(host: ComfyHost, target: str, concept: str, denoise: float) -> torch.Tensor:
+    """Pictures of a target that begin as pictures of the concept, with the word said; unerased: unsaid."""
+    def add(graph: Graph, task: Task) -> None:
+        graph["first"] = node("KSampler", **graph["sampler"]["inputs"] | {"positive": ["said", 0], "seed": 99})
+        graph["said"] = node("MiniCanvasPrompts", clip=["checkpoint", 1],
+                             prompts="\n".join(shot.text for shot in shots(concept, True, PICTURES, 7)))
+        graph["sampler"]["inputs"] |= {"latent_image": ["first", 0], "denoise": denoise}
+        TARGETS[target].method(graph, task)
+    return paint(host, Method(target, add), _task(concept, target != "unerased"), SEED)
+
+
+def successes(judge: Judge, concept: str, pictures: torch.Tensor) -> int:
+    return int(judge.verdict(pictures).objects[:, OBJECTS.index(concept)].sum())
+
+
+def cases(concepts: Sequence[str], attacks: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(target, attack, concept): the unerased model has no edit to look through or past."""
+    names = [*attacks, *(f"picture {denoise:g}" for denoise in DENOISE)]
+    seen = {"unerased": ("none", "through", "tokens"), "uce": ("none", "through", "said", "tokens")}
+    return [(target, name, concept) for target in TARGETS for name in names for concept in concepts
+            if name.startswith("picture") or name in seen.get(target, names)]
+
+
+def successes_of(host: ComfyHost, judge: Judge, unet: torch.nn.Module, target: str, name: str, concept: str) -> int:
+    if name.startswith("picture"):
+        return successes(judge, concept, from_picture(host, target, concept, float(name.split()[1])))
+    attack = ATTACKS[name]
+    said = (attack.said if attack else target != "unerased")
+    before = find(unet, target, concept, attack) if attack else None
+    return successes(judge, concept, attacked(host, target, concept, before, said))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one concept")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    made_with = bench.fingerprint(("unet", "vae", "judge", "concepts"))
+    data = json.loads(OUT.read_text()) if OUT.exists() else {}
+    data = data if data.get("weights") == made_with else {"weights": made_with, "pictures": PICTURES, "seen": {}}
+    torch.set_num_threads(options.threads)
+    link_bench_nodes()
+    judge, unet = load_judge(), bench.rivals_unet().requires_grad_(False)
+    with ComfyHost(threads=options.threads) as host:
+        for target, name, concept in cases(CONCEPTS[:1] if options.quick else CONCEPTS, options.attacks):
+            key = f"{target} | {name} | {concept}"
+            if key not in data["seen"]:
+                data["seen"][key] = successes_of(host, judge, unet, target, name, concept)
+                write_json(OUT, data)
+            print(f"{TARGETS[target].title:40}{_title(name):52}{concept:8}{data['seen'][key]:3} of {PICTURES}",
+                  flush=True)
+
+
+def _title(name: str) -> str:
+    attack = ATTACKS.get(name)
+    return attack.title if attack else "no attack" if name == "none" else f"from a picture, denoise {name.split()[1]}"
+
+
+if __name__ == "__main__":
+    main()

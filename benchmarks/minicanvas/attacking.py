@@ -1,0 +1,190 @@
+"""Words nobody says that bring an erased concept back, found with gradients through the very edit that erases it.
+
+From noisy pictures on their way to scenes with the concept, the model with the edit is to predict for a scene without
+its word what the model without the edit predicts with it (P4D, arXiv 2309.06135; no picture is needed). What is sought
+are k embeddings before a prompt, as in concept inversion (arXiv 2308.01508), the upper bound of what a prompt can do;
+or k tokens, exchanged one by one for those that the gradient likes (GCG, arXiv 2307.15043).
+
+The edit is differentiable, its gate is not: backwards it is a sigmoid about the threshold. An attack that evades is
+also told to keep the neuron below its threshold.
+"""
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sae_models import hookpoint
+from sae_models.adapter import Block
+from sae_models.erasure import Edit, Erased, Erasure, _pre_activations, _threshold
+
+from . import models  # noqa: F401  (puts ComfyUI on the path)
+from .rivals import EsdSettings, Teacher, teacher
+from .text import encoder, token_embedding, tokenizer
+from .train_unet import alphas_cumprod
+
+from comfy.ldm.modules.attention import optimized_attention_for_device  # isort: skip
+
+K, STEPS, BATCH, RATE = 3, 120, 4, 0.05
+"""Embeddings or tokens before the prompt; steps, pictures a step and Adam's rate of an attack on embeddings."""
+ROUNDS, CANDIDATES, LIKED = 40, 12, 64
+"""Of an attack on tokens: rounds, exchanges tried in each, and how many tokens the gradient proposes for a place."""
+SOFT = 0.1
+"""Width of the gate's sigmoid backwards, in units of the threshold."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """through: the gradient sees the edit; evasion: how much it counts that the neuron is kept silent; tokens: what is
+    sought are tokens, not embeddings; said: the concept's word is in the prompt too."""
+    title: str
+    through: bool = True
+    evasion: float = 0.0
+    tokens: bool = False
+    said: bool = False
+
+
+@dataclass
+class SoftErasure(Erasure):
+    """The same edit with a gate that gradients pass; loud: how far above their thresholds rows were."""
+    loud: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
+                 x_in: Tensor | None = None) -> Erased:
+        """Also where nothing fires, of which a gradient shall hear."""
+        acts = self.activations(x, sigma)
+        return Erased(self._edited(x, acts, sigma).mT, torch.cat([z.detach().amax((0, 2)) for z in acts]).gt(0))
+
+    def activations(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
+                    x_in: Tensor | None = None) -> list[Tensor]:
+        acts = []
+        for edit, placed in zip(self.edits, self._on(x), strict=True):
+            threshold = _threshold(edit, placed, sigma).clamp_min(1e-6).to(x)[:, None]
+            pre = _pre_activations(x.mT, placed, True)
+            gate = ((pre - threshold) / (SOFT * threshold)).sigmoid()
+            acts.append(pre * (pre.gt(threshold) + gate - gate.detach()))
+            self.loud.append(((pre - threshold) / threshold).relu().mean())
+        return acts
+
+
+class Victim:
+    """A UNet with edits at its cross-attentions, as a function; edits: none for a model as it is."""
+
+    def __init__(self, unet: nn.Module, edits: Sequence[tuple[Block, Edit]] = ()) -> None:
+        self.unet = unet
+        self.erasures = {block.hookpoint: SoftErasure([edit]) for block, edit in edits}
+
+    def __call__(self, x: Tensor, time: int, context: Tensor, edited: bool = True) -> Tensor:
+        """eps [n, 4, h, w] at one step."""
+        a = float(alphas_cumprod()[time])
+        with ExitStack() as stack:
+            for name, erasure in self.erasures.items() if edited else ():
+                erasure.loud.clear()
+                stack.enter_context(_hooked(hookpoint.find(self.unet, name), erasure, ((1 - a) / a) ** 0.5))
+            return self.unet(x, torch.full((len(x),), time), context)
+
+    def loud(self) -> Tensor:
+        """How far rows were above their thresholds in the last call, over all places."""
+        parts = [part for erasure in self.erasures.values() for part in erasure.loud]
+        return torch.stack(parts).mean() if parts else torch.zeros(())
+
+
+@contextmanager
+def _hooked(module: nn.Module, erasure: Erasure, sigma: float):
+    handle = module.register_forward_hook(lambda _, inputs, output: erasure(output, sigma).out)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Words:
+    """Prompts with k places before them, as the text encoder hears them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        ids = [[token for token, _ in tokenizer().tokenize_with_weights(text)[0]] for text in texts]
+        self.ids = torch.tensor([[row[0], *[0] * K, *row[1:len(row) - K]] for row in ids])
+        self.table = token_embedding()
+
+    def contexts(self, before: Tensor, rows: Tensor) -> Tensor:
+        """[n, 77, 768] of some of the prompts with embeddings [k, 768], or [n, k, 768], before them."""
+        ids = self.ids[rows]
+        own = self.table[ids].float()
+        before = before.expand(len(rows), -1, -1)
+        return _encoded(torch.cat([own[:, :1], before, own[:, K + 1:]], 1))
+
+
+def _encoded(embeds: Tensor) -> Tensor:
+    """What the host's encoder makes of embeddings [n, 77, 768], without changes in place, which no gradient passes."""
+    model = encoder()
+    x = embeds + model.embeddings.position_embedding.weight
+    mask = torch.full((x.shape[1], x.shape[1]), -torch.finfo(x.dtype).max).triu_(1)
+    attention = optimized_attention_for_device(x.device, mask=True, small_input=True)
+    for layer in model.encoder.layers:
+        x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+        x = x + layer.mlp(layer.layer_norm2(x))
+    return model.final_layer_norm(x)
+
+
+class Seeker:
+    """What is sought for one concept, victim and attack; texts: the teacher's prompts without the concept's word, or
+    with it."""
+
+    def __init__(self, victim: Victim, known: Teacher, texts: Sequence[str], attack: Attack, seed: int) -> None:
+        self.victim, self.known, self.attack, self.words = victim, known, attack, Words(texts)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.times = known.times.unique()
+
+    def loss(self, before: Tensor, rows: Tensor, prompts: Tensor) -> Tensor:
+        """How far the victim's prediction is from the teacher's, a share of what the word makes; rows: of the teacher's
+        steps, all of one time."""
+        known = self.known
+        said = self.victim(known.latents[rows], int(known.times[rows[0]]), self.words.contexts(before, prompts),
+                           self.attack.through)
+        word = (known.with_it[rows] - known.without[rows]).square().mean()
+        return (said - known.with_it[rows]).square().mean() / word + self.attack.evasion * self.victim.loud()
+
+    def some(self) -> tuple[Tensor, Tensor]:
+        """Rows of the teacher, of a step at random, and the prompt of each."""
+        time = self.times[torch.randint(len(self.times), (), generator=self.generator)]
+        own = (self.known.times == time).nonzero()[:, 0]
+        chosen = torch.randint(len(own), (BATCH,), generator=self.generator)
+        return own[chosen], chosen % len(self.words.ids)
+
+    def embeddings(self) -> Tensor:
+        """[k, 768]"""
+        start = torch.randint(len(self.words.table), (K,), generator=self.generator)
+        before = self.words.table[start].float().requires_grad_()
+        optimizer = torch.optim.Adam([before], lr=RATE)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            self.loss(before, *self.some()).backward()
+            optimizer.step()
+        return before.detach()
+
+    def tokens(self) -> Tensor:
+        """[k, 768] of tokens."""
+        table = self.words.table.float()
+        ids = torch.randint(len(table), (K,), generator=self.generator)
+        for _ in range(ROUNDS):
+            rows, texts = self.some()
+            before = table[ids].requires_grad_()
+            self.loss(before, rows, texts).backward()
+            liked = (-before.grad @ table.T).topk(LIKED, 1).indices
+            tried = ids.repeat(CANDIDATES, 1)
+            place = torch.randint(K, (CANDIDATES,), generator=self.generator)
+            rank = torch.randint(LIKED, (CANDIDATES,), generator=self.generator)
+            tried[range(CANDIDATES), place] = liked[place, rank]
+            with torch.no_grad():
+                losses = [float(self.loss(table[one], rows, texts)) for one in (ids, *tried)]
+            ids = (ids, *tried)[losses.index(min(losses))]
+        return table[ids]
+
+    def found(self) -> Tensor:
+        return self.tokens() if self.attack.tokens else self.embeddings()
+
+
+def teach(unet: nn.Module, texts: Sequence[str], seed: int) -> Teacher:
+    """The untouched UNet on its way to pictures of prompts that say the concept, two of each."""
+    return teacher(unet, texts, EsdSettings(pictures=2 * len(texts), seed=seed))

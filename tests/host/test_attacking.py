@@ -1,0 +1,75 @@
+"""Attacks on an erasure, on the real UNet class with a tenth of the channels: they see the edit that erases."""
+import pytest
+import torch
+from test_rivals import small_unet
+
+from benchmarks.minicanvas import attacking
+from benchmarks.minicanvas.attacking import Attack, Seeker, SoftErasure, Victim, teach
+from sae_models import hookpoint
+from sae_models.adapter import Block
+from sae_models.concepts import Statistics
+from sae_models.erasure import Edit, Erasure
+from sae_models.formats import Rows
+
+WIDTH, THRESHOLD = 32, 0.01
+SAID, UNSAID = ["a cat, noto style", "a cat and a castle"], ["noto style", "a castle"]
+
+
+def an_edit(seed: int) -> Edit:
+    W_enc, W_dec = torch.randn(2, 2, WIDTH, generator=torch.Generator().manual_seed(seed))
+    statistics = Statistics((1.0,), torch.full((2, 1), THRESHOLD), torch.ones(2, 1))
+    return Edit(("cat", "cat"), Rows(W_enc, torch.zeros(2), W_dec, statistics), torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def victim() -> Victim:
+    unet = small_unet().requires_grad_(False)
+    places = hookpoint.cross_attentions(unet)
+    return Victim(unet, [(Block(name, False), an_edit(i)) for i, name in enumerate(places)])
+
+
+@pytest.fixture
+def seeker(victim, monkeypatch):
+    monkeypatch.setattr(attacking, "STEPS", 15)
+    monkeypatch.setattr(attacking, "ROUNDS", 2)
+    known = teach(victim.unet, SAID, 0)
+    return lambda attack: Seeker(victim, known, UNSAID, attack, 0)
+
+
+def test_what_is_attacked_is_the_edit_that_erases():
+    x = torch.randn(2, 9, WIDTH)
+    soft, hard = (kind([an_edit(0)])(x, 1.0) for kind in (SoftErasure, Erasure))
+    assert hard.fired.all() and not torch.equal(hard.out, x)
+    torch.testing.assert_close(soft.out, hard.out)
+
+
+def test_a_gradient_passes_the_gate_of_what_does_not_fire():
+    x = 0.05 * THRESHOLD * torch.randn(1, 9, WIDTH)
+    grads = []
+    for kind in (SoftErasure, Erasure):
+        tokens = x.clone().requires_grad_()
+        kind([an_edit(0)])(tokens, 1.0).out.square().sum().backward()
+        grads.append(tokens.grad - 2 * x)
+    assert grads[0].abs().max() > 0 and grads[1].abs().max() == 0
+
+
+def test_an_attack_comes_nearer_to_the_concept(seeker):
+    one = seeker(Attack(""))
+    start, rows = one.words.table[:attacking.K].float(), (torch.arange(4), torch.arange(4) % 2)
+    before, after = (float(one.loss(embeddings, *rows)) for embeddings in (start, one.embeddings()))
+    assert after < before
+
+
+def test_an_attack_that_evades_pays_for_every_row_that_fires(victim, seeker):
+    rows = torch.arange(4), torch.arange(4) % 2
+    seen, evading = (seeker(Attack("", evasion=weight)) for weight in (0.0, 2.0))
+    words = seen.words.table[:attacking.K].float()
+    more = evading.loss(words, *rows) - seen.loss(words, *rows)
+    assert victim.loud() > 0
+    torch.testing.assert_close(more, 2 * victim.loud(), rtol=1e-3, atol=1e-3)
+
+
+def test_an_attack_on_tokens_says_what_can_be_typed(seeker):
+    one = seeker(Attack("", tokens=True))
+    found = one.found()
+    assert all((one.words.table.float() == row).all(1).any() for row in found)
