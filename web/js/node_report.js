@@ -54,7 +54,8 @@ function addReport(node) {
   const root = element("div", STYLE, said, fired, fold)
   root.className = "saemnesia-report"
   fired.className = "saemnesia-last-run"
-  for (const part of [said, fired]) part.setAttribute("role", "status")
+  said.setAttribute("role", "status")
+  fired.setAttribute("aria-live", "polite")
   fold.hidden = true
   const report = { root, said, fired, fold, numbers, lines: 1 }
   fold.ontoggle = () => fit(node)
