@@ -24,8 +24,8 @@ def test_each_concept_stands_alone_with_what_is_written_of_it():
 @pytest.mark.parametrize(("actuator", "text"), [(Actuator.ABLATE, "cat:0.5, dog"), (Actuator.STEER, "cat:-0.5, dog")])
 def test_each_actuator_erases_as_much_as_the_chosen_one(actuator, text):
     found = versions(Across.ACTUATORS, text, actuator, "")
-    assert [(one.actuator.value, one.text) for one in found] == \
-        [("ablate", "cat:0.5, dog"), ("steer", "cat:-0.5, dog"), ("replace", "cat:0.5, dog")]
+    assert {one.actuator.value: one.text for one in found} == {
+        "ablate": "cat:0.5, dog", "steer": "cat:-0.5, dog", "replace": "cat:0.5, dog", "amount": "cat:0.5, dog"}
     assert found[1].label == "steer: cat:-0.5, dog"
 
 

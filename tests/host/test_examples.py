@@ -16,10 +16,11 @@ from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_por
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "example_workflows"
-LESS = {"train": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 17, "training_steps": 30},
+LESS = {"find": {"contrast": "dog = a dog\nrose = a rose", "neurons": 1, "pictures": 16},
+        "train": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 17, "training_steps": 30},
         "words": {"pictures": 8}}
 """What is asked for here of the nodes that learn, for the time it takes; people get what the files say."""
-LEARNING = {"train": "SAEmnesiaTrain", "words": "SAEmnesiaEraseWords"}
+LEARNING = {"find": "SAEmnesiaFindConcept", "train": "SAEmnesiaTrain", "words": "SAEmnesiaEraseWords"}
 WRITTEN = {"compare": (), "erase": (), "find": ("found",), "map": (), "train": ("my concepts",),
            "words": ("minicanvas *",)}
 
