@@ -27,7 +27,7 @@ WRITTEN = {"compare": (), "erase": (), "find": ("found",), "map": (), "train": (
 
 @pytest.fixture(scope="module")
 def comfy():
-    with ComfyHost(threads=2) as running:
+    with ComfyHost() as running:
         yield running
 
 

@@ -18,7 +18,7 @@ PLACES = 6
 def host():
     assert (COMFY / "models" / "checkpoints" / NAME).exists(), "run `make checkpoint` first"
     link_bench_nodes()
-    with ComfyHost(threads=2) as running:
+    with ComfyHost() as running:
         yield running
 
 
