@@ -1,6 +1,6 @@
 """How well an erasure holds against somebody who wants the concept back and knows all of the model and of the edit.
 
-    python -m benchmarks.minicanvas.attack           three concepts, every attack; half an hour on two cores
+    python -m benchmarks.minicanvas.attack           three concepts, every attack
     python -m benchmarks.minicanvas.attack --quick   one concept
 
 Attacks of `attacking` on embeddings (the upper bound) and on tokens, blind to the edit as the papers' are, through it,
