@@ -13,7 +13,8 @@ from tools.comfy_host import COMFY, ComfyHost
 SEED = 31_000
 PLACES = 6
 SHIPPED = {"cat", "dog", "bear", "horse", "frog", "fish", "rose", "sunflower", "castle", "pizza", "banana",
-           "noto style", "contrast style", "mono style", "twemoji style", "blue ground", "dotted ground", "white ground"}
+           "noto style",
+           "contrast style", "mono style", "twemoji style", "blue ground", "dotted ground", "white ground"}
 
 
 @pytest.fixture(scope="module")
