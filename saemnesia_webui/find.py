@@ -135,7 +135,7 @@ class Finder:
             what = wanted.search(missing, wish.told_from, painter, wish.pictures)
             made_on = PurePath(host.checkpoint_name()).stem
             headers = [replace(header, made_on=made_on) for header in places.headers(unet, family)]
-            self._learn(painter, what, out, headers, progress)
+            self._learn(replace(painter, painting=what.lesson.painting), what, out, headers, progress)
         seconds = time.monotonic() - began if missing else 0.0
         sae = LoadedSae.read(out.name, out)
         took = dict.fromkeys((subject.name.casefold() for subject in missing), seconds)

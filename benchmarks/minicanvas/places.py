@@ -95,7 +95,7 @@ class Studio:
         others = "\n".join(line for line in SUBJECTS if line != own)
         what = self.host.lesson.search(own, others, TEMPLATES, (), self.painting, self.pictures)
         places = {h.hookpoint: h for of in self.headers().values() for h in of}
-        painter = self.host.painting.Painter(self.model, self.clip, self.painting)
+        painter = self.host.painting.Painter(self.model, self.clip, what.lesson.painting)
         maps = self.host.search._maps(painter, what, list(places.values()), len(what.wanted))
         return what, dict(zip(places, maps, strict=True))
 

@@ -106,6 +106,18 @@ def test_a_known_word_is_not_painted_again_and_a_new_one_joins_the_file(a1111):
         ("cat", "object"), ("watercolor style", "style")]
 
 
+def test_as_many_steps_are_looked_at_as_in_comfyui(a1111, monkeypatch):
+    from saemnesia_webui.painting import Painter
+    looks, paint = [], Painter.paint
+
+    def counted(self, texts, generator, kept, look):
+        looks.append(len(kept))
+        paint(self, texts, generator, kept, look)
+    monkeypatch.setattr(Painter, "paint", counted)
+    find(a1111)
+    assert looks == [8, 8, 6, 6]
+
+
 def test_the_prompt_of_the_users_last_picture_stays_what_the_host_fills_in(a1111):
     a1111.last_prompt = "a castle at dawn"
     find(a1111)
