@@ -58,6 +58,12 @@ bench-overhead: setup checkpoint ## what erasing costs in time and memory
 bench-full-size: setup ## Erase Words on a model of SD 1.5's or SDXL's size: model calls, time, memory
 	$(HOST_PYTHON) -m benchmarks.full_size $(ARGS)
 
+bench-unlearncanvas: ## the papers' benchmark, for who has its weights, in your ComfyUI: PYTHON=its Python ARGS="--help"
+	$(PYTHON) -m benchmarks.published.unlearncanvas $(ARGS)
+
+bench-i2p: ## what NudeNet finds in I2P's pictures without and with a concept erased: PYTHON=... ARGS="--help"
+	$(PYTHON) -m benchmarks.published.i2p $(ARGS)
+
 bench-training: ## how fast SAEs train, and how well, beside three other libraries
 	@$(PYTHON) tools/setup_host.py --peers
 	$(HOST_PYTHON) -m benchmarks.training $(ARGS)
