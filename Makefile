@@ -5,10 +5,10 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' Makefile)
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*/\1/p' Makefile)
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 26
 
 setup: ## a pinned ComfyUI for CPU in .host/ (some minutes once, nothing to do after that)
 	@$(PYTHON) tools/setup_host.py

@@ -1,7 +1,7 @@
 """Pictures by a running ComfyUI that has SAEmnesia, and what the papers' benchmarks share: options, names, progress.
 
 The graph has ComfyUI's own nodes and ours, so any ComfyUI with the extension installed paints it. Its pictures are
-previews: they go to ComfyUI's temporary folder, and come here.
+previews: they come here, and stay in its temporary folder too until it starts again.
 """
 import argparse
 import hashlib

@@ -167,16 +167,16 @@ def averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 # --- the command ---------------------------------------------------------------------------------------
 
 
-def table(kind: str, each: Mapping[str, Mapping[str, float]]) -> str:
-    """Ours, and the papers' rows; of a sequence after each step, UA and retained."""
+def table(kind: str, each: Mapping[str, Mapping[str, float]], pictures: int) -> str:
+    """Ours, and the papers' rows; of a sequence after each step, UA and retained. pictures: of each task."""
     heads = ("UA", "retained") if kind == "sequence" else ("UA", "IRA", "CRA", "mean")
-    ours = {f"ours, {len(each)} {kind}": averaged(list(each.values()))}
+    ours = {f"ours, mean of {len(each)}": averaged(list(each.values()))}
     if kind == "sequence":
         ours = {f"ours, {i + 1} erased": row for i, row in enumerate(each.values())}
     rows = {name: [row[head] for head in heads if head in row] for name, row in ours.items()}
     rows |= {f"{name} (paper)": list(row) for name, row in PAPERS[kind].items()}
     alone = [f"CRA as SAeUron's scripts count it: {row['alone']:.2f}" for row in ours.values() if "alone" in row]
-    lines = [f"\n{kind:32}" + "".join(f"{head:>10}" for head in heads)]
+    lines = [f"\n{f'{kind}, {pictures} pictures each':32}" + "".join(f"{head:>10}" for head in heads)]
     for name, row in rows.items():
         values = row if kind == "sequence" else [*row, mean(row)]
         lines.append(f"{name:32}" + "".join(f"{value:10.2f}" for value in values))
@@ -231,7 +231,7 @@ def run(bench: Bench, tasks: Mapping[str, Sequence[tuple[str, ...]]], called: Ma
                                                    erased)
             print(f"{' and '.join(erased)} erased: {row}", flush=True)
             write_json(bench.out / "unlearncanvas.json", results)
-        print(table(kind, each), flush=True)
+        print(table(kind, each, len(bench.pictures)), flush=True)
     return results
 
 

@@ -169,7 +169,7 @@ def test_a_stopped_run_goes_on_and_stands_beside_the_papers_rows(command, host, 
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert re.search(r"ours, 2 erased .*\n(.*\n)?SAEmnesia \(paper\) +92.40 +60.90", capsys.readouterr().out)
     assert command("--objects", "Cats") == 0
-    assert re.search(r"ours, 1 objects +\d+\.\d\d", said := capsys.readouterr().out)
+    assert re.search(r"ours, mean of 1 +\d+\.\d\d", said := capsys.readouterr().out)
     assert re.search(r"SAEmnesia \(paper\) +94.65 +91.39", said)
 
     results = json.loads((command.folder / "out" / "unlearncanvas.json").read_text())
@@ -227,6 +227,7 @@ def test_no_comfyui_and_one_without_the_extension_are_one_sentence(command, host
     assert "no ComfyUI answers at http://127.0.0.1:" in refused(command, "--host", f"127.0.0.1:{free_port()}")
     assert "No such file" not in (said := refused(command, "--sae", "not-there.safetensors"))
     assert "not-there.safetensors" in said
+    assert "'nope.safetensors' not in" in refused(command, "--objects", "Cats", "--checkpoint", "nope.safetensors")
     assert "/nowhere does not have SAEmnesia: install it there" in refused(command, "--host", f"{host.url}/nowhere")
 
 
