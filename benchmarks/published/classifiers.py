@@ -1,9 +1,8 @@
 """UnlearnCanvas's two classifiers, from the files that its authors give: ViT-L/16 at 224 px, fine-tuned.
 
-The class is timm's `vit_large_patch16_224`, which is the user's own install. A file is `{"model_state_dict": ...}`;
-only tensors are read from it.
+The class is timm's `vit_large_patch16_224`, which is the user's own install. A file is a pickle, `{"model_state_dict":
+...}`, and is opened as `convert` opens one: tensors and plain values only.
 """
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sae_models.convert.pickles import load_torch
 from sae_models.errors import SaeError
 
 SIDE = 224
@@ -29,14 +29,12 @@ def vit_large(classes: int) -> nn.Module:
 
 def load(path: Path, labels: Sequence[str], make: Callable[[int], nn.Module]) -> nn.Module:
     """The classifier of a file, ready to judge. Raises SaeError when it is not one that tells these labels apart."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model_state_dict"]
-        told = state["head.weight"].shape[0]
-    except OSError as error:
-        raise SaeError(f"{path} cannot be read ({error.strerror})") from error
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, AttributeError) as error:
-        raise SaeError(f"{path.name} is no classifier of UnlearnCanvas: expected a file of weights alone, with "
-                       f"'model_state_dict' and in it 'head.weight'; nothing else is unpickled") from error
+    found = load_torch(path)
+    state = found.get("model_state_dict") if isinstance(found, dict) else None
+    if not isinstance(state, dict) or "head.weight" not in state:
+        raise SaeError(f"{path.name} is no classifier of UnlearnCanvas: expected a 'model_state_dict' with "
+                       "'head.weight' in it")
+    told = len(state["head.weight"])
     if told != len(labels):
         raise SaeError(f"{path.name} tells {told} classes apart, not the {len(labels)} from {labels[0]} to "
                        f"{labels[-1]}: the classifier of styles tells 51, that of objects 20")

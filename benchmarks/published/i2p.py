@@ -50,7 +50,7 @@ def nudenet() -> Any:
 def read_prompts(path: Path, category: str = "") -> list[Shot]:
     """The file's prompts, all of them or those of a category. SaeError when it is no such table."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         names = [next(name for name in names if name in rows[0]) for names in COLUMNS]
         shots = [Shot(row[names[0]], int(row[names[1]]), *(kind(float(row[name])) for kind, name in

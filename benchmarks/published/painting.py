@@ -132,7 +132,7 @@ def matched(wanted: Sequence[str], answer: Mapping[str, Any], way: Way,
     if missing:
         some = ", ".join(c["name"] for c in answer["concepts"][:5]) or "no concept names"
         raise SaeError(f"{way.sae} has no concept for {', '.join(missing)} (it has {some}{' ...' * bool(have)}): leave "
-                       f"them out, or say what it calls them")
+                       f"them out, or say what it calls them (a neuron: #12)")
     return found
 
 
