@@ -5,10 +5,10 @@ CHECKPOINT := .host/ComfyUI/models/checkpoints/minicanvas.safetensors
 PORT ?= 8188
 ARGS ?=
 
-.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' Makefile)
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*/\1/p' Makefile)
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 24
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 26
 
 setup: ## a pinned ComfyUI for CPU in .host/ (some minutes once, nothing to do after that)
 	@$(PYTHON) tools/setup_host.py
@@ -57,6 +57,12 @@ bench-overhead: setup checkpoint ## what erasing costs in time and memory
 
 bench-full-size: setup ## Erase Words on a model of SD 1.5's or SDXL's size: model calls, time, memory
 	$(HOST_PYTHON) -m benchmarks.full_size $(ARGS)
+
+bench-unlearncanvas: ## the papers' benchmark, for who has its weights, in your ComfyUI: PYTHON=its Python ARGS="--help"
+	$(PYTHON) -m benchmarks.published.unlearncanvas $(ARGS)
+
+bench-i2p: ## what NudeNet finds in I2P's pictures without and with a concept erased: PYTHON=... ARGS="--help"
+	$(PYTHON) -m benchmarks.published.i2p $(ARGS)
 
 bench-training: ## how fast SAEs train, and how well, beside three other libraries
 	@$(PYTHON) tools/setup_host.py --peers

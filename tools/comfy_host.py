@@ -51,7 +51,78 @@ class Outcome(NamedTuple):
     """The host's own record: `outputs` by node id, `status` with its messages, `prompt`."""
 
 
-class ComfyHost:
+class ComfyServer:
+    """A ComfyUI that listens at an address, whoever started it."""
+
+    def __init__(self, url: str) -> None:
+        """url: as `http://127.0.0.1:8188`; http where it says no scheme."""
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self._opener = build_opener(ProxyHandler({}))  # a proxy cannot reach this machine's loopback
+
+    def get(self, path: str) -> bytes:
+        """The body at a path such as `/object_info`; HostError when the answer is not a success."""
+        return self._open(path)
+
+    def get_json(self, path: str) -> Any:
+        """The JSON at a path."""
+        return json.loads(self.get(path))
+
+    def post(self, path: str, data: Any) -> bytes:
+        """Send JSON to a path and return the body of the answer."""
+        return self._open(path, json.dumps(data).encode())
+
+    def _open(self, path: str, body: bytes | None = None) -> bytes:
+        request = Request(self.url + path, body, {"Content-Type": "application/json"} if body else {})
+        try:
+            with self._opener.open(request, timeout=60) as answer:
+                return answer.read()
+        except HTTPError as error:
+            raise HostError(_refusal(path, error.code, error.read())) from error
+        except (URLError, OSError) as error:
+            self._check_alive()
+            raise HostError(f"no ComfyUI answers at {self.url} ({getattr(error, 'reason', error)}): start it, or give "
+                            f"the address where it listens") from error
+
+    def _check_alive(self) -> None:
+        """Raise HostError where it is known why the server will not answer."""
+
+    # --- running graphs --------------------------------------------------------------------------------
+
+    def run(self, graph: Graph, timeout: float = 600) -> Outcome:
+        """Run a graph to its end; HostError when it is refused, fails or is interrupted."""
+        return self.wait(self.submit(graph), timeout)
+
+    def submit(self, graph: Graph) -> str:
+        """Queue a graph and return its prompt id; HostError when any of its output nodes is refused."""
+        answer = json.loads(self.post("/prompt", {"prompt": graph, "client_id": CLIENT}))
+        if answer["node_errors"]:  # the other output nodes were accepted and do run
+            raise HostError(_node_sentences(answer["node_errors"]))
+        return answer["prompt_id"]
+
+    def wait(self, prompt_id: str, timeout: float = 600) -> Outcome:
+        """Wait until a queued graph has run; HostError with the node's own sentence when it failed."""
+        end = time.monotonic() + timeout
+        while prompt_id not in (records := self.get_json(f"/history/{prompt_id}")):
+            self._check_alive()
+            if time.monotonic() > end:
+                raise HostError(f"the graph did not end within {timeout:g} s")
+            time.sleep(POLL_SECONDS)
+        record = records[prompt_id]
+        for kind, message in record["status"]["messages"]:
+            _raise_failure(kind, message)
+        return Outcome(self._images(record), record)
+
+    def interrupt(self, prompt_id: str | None = None) -> None:
+        """Stop what is running now, or only this graph if it is the one running."""
+        self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
+
+    def _images(self, record: dict[str, Any]) -> list[bytes]:
+        outputs = record["outputs"]
+        nodes = [outputs[node] for node in record["prompt"][2] if node in outputs]
+        return [self.get("/view?" + urlencode(image)) for node in nodes for image in node.get("images", ())]
+
+
+class ComfyHost(ComfyServer):
     """A ComfyUI server, running inside the `with` block.
 
     `args` go to main.py and win over what is set here (`--output-directory`, `--front-end-root`, ...).
@@ -61,8 +132,8 @@ class ComfyHost:
 
     def __init__(self, *args: str, threads: int = 1, bf16: bool = False,
                  comfy: Path = COMFY, python: Path = PYTHON) -> None:
+        super().__init__("127.0.0.1")
         self.args, self.threads, self.bf16, self.comfy, self.python = args, threads, bf16, comfy, python
-        self._opener = build_opener(ProxyHandler({}))  # a proxy cannot reach this machine's loopback
 
     def __enter__(self) -> Self:
         for needed in (self.comfy / "main.py", self.python):
@@ -99,6 +170,7 @@ class ComfyHost:
 
     def _start(self) -> None:
         self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         began = time.monotonic()
         print(f"ComfyUI: starting on {self.url} ... ", end="", flush=True)
         with self._log_path.open("wb") as log:
@@ -142,13 +214,6 @@ class ComfyHost:
         if self.process.poll() is not None:
             raise HostError(f"ComfyUI ended with {self.process.returncode}\n{self.log_tail()}")
 
-    # --- looking ---------------------------------------------------------------------------------------
-
-    @property
-    def url(self) -> str:
-        """The address of the server, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
-
     @property
     def _log_path(self) -> Path:
         return self.scratch / "host.log"
@@ -162,64 +227,6 @@ class ComfyHost:
         """The last lines of the log."""
         return "\n".join(self.log.splitlines()[-lines:])
 
-    def get(self, path: str) -> bytes:
-        """The body at a path such as `/object_info`; HostError when the answer is not a success."""
-        return self._open(path)
-
-    def get_json(self, path: str) -> Any:
-        """The JSON at a path."""
-        return json.loads(self.get(path))
-
-    def post(self, path: str, data: Any) -> bytes:
-        """Send JSON to a path and return the body of the answer."""
-        return self._open(path, json.dumps(data).encode())
-
-    def _open(self, path: str, body: bytes | None = None) -> bytes:
-        request = Request(self.url + path, body, {"Content-Type": "application/json"} if body else {})
-        try:
-            with self._opener.open(request, timeout=60) as answer:
-                return answer.read()
-        except HTTPError as error:
-            raise HostError(_refusal(path, error.code, error.read())) from error
-        except (URLError, OSError):
-            self._check_alive()
-            raise
-
-    # --- running graphs --------------------------------------------------------------------------------
-
-    def run(self, graph: Graph, timeout: float = 600) -> Outcome:
-        """Run a graph to its end; HostError when it is refused, fails or is interrupted."""
-        return self.wait(self.submit(graph), timeout)
-
-    def submit(self, graph: Graph) -> str:
-        """Queue a graph and return its prompt id; HostError when any of its output nodes is refused."""
-        answer = json.loads(self.post("/prompt", {"prompt": graph, "client_id": CLIENT}))
-        if answer["node_errors"]:  # the other output nodes were accepted and do run
-            raise HostError(_node_sentences(answer["node_errors"]))
-        return answer["prompt_id"]
-
-    def wait(self, prompt_id: str, timeout: float = 600) -> Outcome:
-        """Wait until a queued graph has run; HostError with the node's own sentence when it failed."""
-        end = time.monotonic() + timeout
-        while prompt_id not in (records := self.get_json(f"/history/{prompt_id}")):
-            self._check_alive()
-            if time.monotonic() > end:
-                raise HostError(f"the graph did not end within {timeout:g} s")
-            time.sleep(POLL_SECONDS)
-        record = records[prompt_id]
-        for kind, message in record["status"]["messages"]:
-            _raise_failure(kind, message)
-        return Outcome(self._images(record), record)
-
-    def interrupt(self, prompt_id: str | None = None) -> None:
-        """Stop what is running now, or only this graph if it is the one running."""
-        self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
-
-    def _images(self, record: dict[str, Any]) -> list[bytes]:
-        outputs = record["outputs"]
-        nodes = [outputs[node] for node in record["prompt"][2] if node in outputs]
-        return [self.get("/view?" + urlencode(image)) for node in nodes for image in node.get("images", ())]
-
 
 def free_port() -> int:
     """A loopback port that nothing listens on."""
@@ -229,12 +236,14 @@ def free_port() -> int:
 
 
 def _refusal(path: str, code: int, body: bytes) -> str:
-    """The sentence of an answer that is not a success; that of the nodes when a graph was refused."""
+    """The sentence of an answer that is not a success: its own, that of the nodes when a graph was refused."""
     text = body.decode(errors="replace")
     try:
         answer = json.loads(text)
     except json.JSONDecodeError:
         return f"{path}: HTTP {code} {text}"
+    if isinstance(answer, dict) and isinstance(answer.get("error"), str):
+        return answer["error"]
     if not isinstance(answer, dict) or "node_errors" not in answer:
         return f"{path}: HTTP {code} {text}"
     whole = f"{answer['error']['message']}: {answer['error']['details']}"
