@@ -91,7 +91,7 @@ def _how(elem_id: Callable[[str], str]) -> list[Any]:
     actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
                         elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
                         info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it; "
-                             "amount: one scale, 0 nothing, 1 gone, evenly between")
+                             "amount: one scale, 0 nothing, 1 gone, about evenly between")
     with gr.Row():
         start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
         end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))
