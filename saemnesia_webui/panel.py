@@ -65,13 +65,18 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
                                    "cat -> dog puts a dog in its place")
         with gr.Accordion("How it erases and finds", open=False, elem_id=elem_id("more")):
             how, wish = _how(elem_id), _wishes(elem_id)
+        with gr.Accordion("Show where the concepts are", open=False, elem_id=elem_id("where")):
+            where = gr.Checkbox(DEFAULTS["map"], label="A heat map of each ticked concept beside the picture",
+                                elem_id=elem_id("map"),
+                                info="in the time of one step; to see where it is painted, untick the erasing; with "
+                                     "none ticked it shows what is heard in the picture")
         published = downloads.build(elem_id)
     _wire_list(models, sae, listed, refresh, enabled)
     _wire_search(finder, search, [search.words, *wish, sae, concepts], [search.status, sae, listed, concepts, enabled])
     _wire_downloads(models, published, [published.status, sae, listed])
     for part in (concepts, how[0], enabled):
         _on_change_in_page(part, CHANGED)
-    components = dict(zip(DEFAULTS, (enabled, sae, concepts, *how), strict=True))
+    components = dict(zip(DEFAULTS, (enabled, sae, concepts, *how, where), strict=True))
     return Panel(list(components.values()),
                  [(part, infotext.reader(name, models)) for name, part in components.items()])
 
