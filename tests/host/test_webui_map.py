@@ -3,11 +3,12 @@ stand-in (fake_webui.py) with the real UNet of `ldm`; and on a drawn scene, whos
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from fake_webui import Webui, sd_model, sigma_at
+from fake_webui import Processing, Webui, sd_model, sigma_at
 from PIL import Image
 from small_model import write_sae
 from webui_model import UNET, random_unet
@@ -21,7 +22,7 @@ from tools.comfy_host import COMFY
 SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
 SAE, BLOCK = "animals.safetensors", Block("up_blocks.0.attentions.1", False)
 LATE, MAP = (999.0, 500.0, 30.0, 0.0), {"enabled": False, "sae": SAE, "concepts": "cat, rocket", "map": True}
-ERASED = MAP | {"enabled": True}
+ERASED = MAP | {"enabled": True, "concepts": "cat:-100, rocket:-100", "actuator": "steer"}
 CASES = {
     "late": {"timesteps": LATE}, "few steps": {}, "batch": {"prompts": [[1], [2]], "timesteps": LATE},
     "AND": {"prompts": [[1, 3], [2, 4]], "timesteps": LATE}, "two batches": {"n_iter": 2},
@@ -64,12 +65,19 @@ def hooks(host: Webui) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet_of(host).modules())
 
 
-def maps_of(host: Webui, monkeypatch) -> list:
-    """What the next runs lay over their pictures: (name, map), in order."""
+class Shown(NamedTuple):
+    """A map, whose it is, and the picture below it."""
+    name: str
+    map: torch.Tensor
+    picture: Image.Image
+
+
+def maps_of(host: Webui, monkeypatch) -> list[Shown]:
+    """What the next runs lay over their pictures, in order."""
     shown, over = [], host.module.heat.over
 
     def spy(picture, one, name, *rest):
-        shown.append((name, one))
+        shown.append(Shown(name, one, picture))
         return over(picture, one, name, *rest)
     monkeypatch.setattr(host.module.heat, "over", spy)
     return shown
@@ -120,14 +128,14 @@ def test_the_maps_are_those_of_a_late_look_in_every_arrangement_of_rows(any_host
             calls = evaluations[start:start + size][size // 2 if hires else 0:]
             looked = next((one for one in calls if one[0][1] <= 49.95), calls[-1])
             wanted += by_hand(any_host, looked, prompts)
-        assert [name for name, _ in shown] == ["cat", "rocket"] * len(wanted) and any_host.errors == []
-        torch.testing.assert_close(torch.stack([one for _, one in shown]), torch.cat(wanted), rtol=1e-3, atol=1e-3)
-        assert shown[0][1].any() and hooks(any_host) == 0
+        assert [one.name for one in shown] == ["cat", "rocket"] * len(wanted) and any_host.errors == []
+        torch.testing.assert_close(torch.stack([one.map for one in shown]), torch.cat(wanted), rtol=1e-3, atol=1e-3)
+        assert shown[0].map.any() and hooks(any_host) == 0
         monkeypatch.undo()
 
 
 def test_the_pictures_stay_what_they_were_and_the_maps_come_behind_them_with_their_texts(any_host):
-    options = {"decoded": True, "grid": True, "prompts": [[1], [2]], "n_iter": 2}
+    options = {"decoded": True, "grid": True, "prompts": [[1], [2]], "n_iter": 2, "timesteps": LATE}
     for off in ({"enabled": False}, ERASED | {"map": False}):
         plain, mapped = (any_host.generate(MAP | off | {"map": shown}, **options) for shown in (False, True))
         assert len(plain.images) == 5 and len(mapped.images) == 5 + 4 * 2
@@ -154,8 +162,8 @@ def test_it_costs_one_pass_of_the_prompts_rows_and_nothing_where_it_is_not_asked
 def test_with_nothing_ticked_it_shows_what_is_heard_strongest_first(webui, monkeypatch):
     shown = maps_of(webui, monkeypatch)
     webui.generate(MAP | {"concepts": ""}, decoded=True)
-    assert {name for name, _ in shown} == {"cat", "dog", "noto style"}
-    peaks = [float(one.max()) for _, one in shown]
+    assert {one.name for one in shown} == {"cat", "dog", "noto style"}
+    peaks = [float(one.map.max()) for one in shown]
     assert peaks == sorted(peaks, reverse=True)
 
 
@@ -222,19 +230,39 @@ def test_beside_adetailer_each_picture_has_its_own_map(webui, monkeypatch, named
     shown = maps_of(webui, monkeypatch)
     options = {"decoded": True, "prompts": [[1], [2]], "n_iter": 2, "timesteps": LATE}
     webui.generate(MAP, **options)
-    wanted = [one for _, one in shown]
+    wanted = [one.map for one in shown]
     made = webui.generate(MAP, inner=True, inner_scripts=named, **options)
     assert len(wanted) == 8 and len(made.images) == 4 + 8 and webui.errors == made.comments == []
-    assert all(torch.equal(one, other) for (_, one), other in zip(shown[-8:], wanted, strict=True))
+    assert all(torch.equal(one.map, other) for one, other in zip(shown[-8:], wanted, strict=True))
 
 
-def test_pictures_of_masks_stay_between_the_pictures_and_have_no_map(webui):
+def test_a_script_that_paints_twice_with_the_same_request_gets_the_maps_of_each(webui, monkeypatch):
+    shown, p = maps_of(webui, monkeypatch), Processing(script_args=(MAP,), scripts=(webui.script,), decoded=True)
+    for seed in (1, 2):
+        p.seeds = (seed,)
+        webui.run(p)
+    first, second = (one.map for one in shown if one.name == "cat")
+    assert not torch.equal(first, second)
+
+
+def test_a_batch_that_is_skipped_has_no_map_and_the_next_one_its_own(webui, monkeypatch):
+    class Skips:
+        def process_batch(self, p, *args, **kwargs):
+            webui.shared.state.skipped = not webui.shared.state.skipped
+    shown = maps_of(webui, monkeypatch)
+    made = webui.run(Processing(script_args=(MAP,), scripts=(Skips(), webui.script), decoded=True, n_iter=2))
+    assert len(made.images) == 2 + 2 and made.comments == []
+    assert all(one.picture is made.images[1] for one in shown)
+
+
+def test_pictures_of_masks_stay_between_the_pictures_and_have_no_map(webui, monkeypatch):
+    shown = maps_of(webui, monkeypatch)
     webui.shared.opts.return_mask = True
     mask = Image.new("RGB", (64, 64), "red")
     made = webui.generate(MAP, decoded=True, prompts=[[1], [2]], mask_for_overlay=mask)
     assert made.images[1] is mask and made.images[3] is mask and len(made.images) == 4 + 4
     assert len(made.infotexts) == 8
-    assert not any(np.asarray(one)[40:, :, 1:].max() == 0 for one in made.images[4:])
+    assert [made.images.index(one.picture) for one in shown] == [0, 0, 2, 2]
 
 
 def test_of_what_was_painted_of_a_larger_picture_the_map_lies_where_it_was(webui):
@@ -280,6 +308,6 @@ def test_the_cat_of_a_drawn_scene_is_where_the_map_is_hot(minicanvas, monkeypatc
         shown = maps_of(host, monkeypatch)
         host.generate({"enabled": False, "sae": "minicanvas.safetensors", "concepts": "cat, rose", "map": True},
                       decoded=True, prompts=[["a castle and a cat, noto style, on a blue ground"]])
-    share = concept_map.mask(concept_map.shares(torch.stack([one for _, one in shown]), 96, 152), 0.5)
+    share = concept_map.mask(concept_map.shares(torch.stack([one.map for one in shown]), 96, 152), 0.5)
     inside = share[0, cat.top:cat.top + cat.size, cat.left:cat.left + cat.size].sum() / share[0].sum()
     assert inside > 0.85 and not share[1].any()
