@@ -211,12 +211,27 @@ def test_send_to_img2img_takes_the_sidebar_along(page):
     row(page, "cat").get_by_role("checkbox").check()
     page.locator("#script_txt2img_saemnesia_actuator").first.get_by_label("steer").check()
     page.locator("#script_txt2img_saemnesia_hires input").first.uncheck()
+    tick_map(page)
     page.get_by_role("button", name="Send to img2img").click()
     sent = page.locator("#script_img2img_saemnesia_concepts").locator("textarea, input")
     expect(sent).to_have_value("cat")
     expect(page.locator("#script_img2img_saemnesia_list").get_by_label("cat", exact=True)).to_be_checked()
     expect(page.locator("#script_img2img_saemnesia_actuator").get_by_label("steer")).to_be_checked()
     expect(page.locator("#script_img2img_saemnesia_hires input")).not_to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_map input")).to_be_checked()
+
+
+def tick_map(page: Page) -> None:
+    tick = page.locator("#script_txt2img_saemnesia_map input").first
+    expect(tick).to_be_hidden()
+    panel(page, "where").get_by_text("Show where the concepts are").click()
+    tick.check()
+
+
+def test_a_map_is_asked_for_by_its_own_tick_and_erases_nothing(page):
+    tick_map(page)
+    said = generate(page)
+    assert "'map': True" in said and "'enabled': False" in said
 
 
 def test_search_hides_other_rows_and_empty_groups(page):
