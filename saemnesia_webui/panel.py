@@ -15,7 +15,7 @@ from sae_models import Concept, SaeError, parse
 from sae_models.adapter import LoadedSae
 from sae_models.concepts import format_choices
 
-from . import downloads, files, host, infotext
+from . import downloads, files, host, infotext, preview
 from .downloads import message as _message
 from .find import Finder, Found, Progress, Wish
 from .job import fits, shared_out
@@ -218,7 +218,7 @@ def concept_list(models: Path, names: list[str]) -> str:
         except SaeError as error:
             about.append(_message(str(error), "saemnesia-error"))
             continue
-        about.append(_about(sae, len(names) > 1))
+        about += [_about(sae, len(names) > 1), preview.as_html(sae.path)]
         concepts = {concept.name.casefold(): concept for concept in sae.concepts} | concepts
     return "".join(about) + (_ticks(list(concepts.values())) if concepts else "")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 from small_model import write_sae
 
@@ -41,6 +42,8 @@ def models(tmp_path_factory) -> Path:
     write(folder / "sae" / "castles.safetensors", Sae(config), Header(config, "up_blocks.0.attentions.1", "", False,
           concepts), Statistics((1.0,), torch.zeros(2, 1), torch.ones(2, 1)))
     (folder / "sae" / "damaged.safetensors").write_bytes(b"no file")
+    Image.new("RGB", (600, 300), "red").save(folder / "sae" / "castles.preview.png")
+    (folder / "sae" / "animals.png").write_bytes(b"no picture")
     return folder
 
 
@@ -300,6 +303,14 @@ def test_another_sae_brings_its_concepts_and_a_damaged_one_its_sentence(page):
     expect(page.locator(".saemnesia-picker").first.get_by_text("Other concepts")).to_be_visible()
     choose_sae(page, "damaged.safetensors")
     expect(page.locator(".saemnesia-message").first).to_contain_text("damaged.safetensors cannot be read")
+
+
+def test_the_picture_beside_a_file_is_shown_and_one_that_is_none_is_not(page):
+    pictures = page.locator(".saemnesia-picker").first.locator("img.saemnesia-preview")
+    expect(pictures).to_have_count(0)
+    choose_sae(page, "castles.safetensors")
+    expect(pictures).to_have_count(1)
+    assert pictures.evaluate("one => [one.naturalWidth, one.naturalHeight, one.clientHeight > 50]") == [288, 144, True]
 
 
 def test_what_was_measured_is_shown_beside_the_tick_and_not_written(page):
