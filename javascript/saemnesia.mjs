@@ -10,7 +10,7 @@ import { byName, choose, drop, isStrength, key, parse } from "../web/js/concept_
 const FULL = { low: 0, high: 1, usual: "1", hint: "1 or nothing erases fully, 0 changes nothing" }
 const SIGNED = { low: -100, high: 100, usual: "-1", hint: "-1 erases, below pushes further away, above 0 strengthens" }
 const AMOUNT = { low: -1, high: 2, usual: "1", slides: true,
-  hint: "0 changes nothing, 1 erases fully, and between them the concept goes evenly; above 1 pushes further away, " +
+  hint: "0 changes nothing, 1 erases fully, and between them the concept goes about evenly; above 1 pushes further away, " +
     "below 0 strengthens" }
 const RANGES = { steer: SIGNED, amount: AMOUNT }
 const IN_STEPS = /^(.*): in (?:(\d+) of (\d+) steps|none)$/

@@ -20,7 +20,7 @@ class Erase(io.ComfyNode):
                 io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
                     "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; "
                     "replace paints over the places where it fires with what is around them; amount has one scale for "
-                    "all strengths: 0 nothing, 1 gone, evenly between.")),
+                    "all strengths: 0 nothing, 1 gone, about evenly between.")),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the "
                     "layout.")),

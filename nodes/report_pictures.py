@@ -12,6 +12,7 @@ from ..sae_models.erasure import Actuator
 from ..sae_models.learning.collect import HELD_OUT
 from ..sae_models.learning.lesson import Lesson
 from ..sae_models.learning.prompts import trial
+from ..sae_models.preview import OURS, beside
 from ..sae_models.storage import write_file
 from . import patch
 from .chart import SIDE
@@ -21,6 +22,8 @@ from .progress import Preview
 
 MOST = 12
 """Concepts that are shown."""
+PREVIEWED = 2
+"""In the picture of the file."""
 Decode = Callable[[torch.Tensor], Image.Image]
 Pair = tuple[str, Image.Image, Image.Image]
 
@@ -44,6 +47,14 @@ def pairs(model: Any, clip: Any, what: Lesson, out: Path, decode: Decode,
         write_file(kept, lambda part: sheet.save(part, "PNG"))
     return [(name, *(sheet.crop((x, SIDE * i, x + SIDE, SIDE * (i + 1))) for x in (0, SIDE)))
             for i, name in enumerate(names)]
+
+
+def write_preview(out: Path, shown: Sequence[Pair]) -> None:
+    """Put before and after of the first concepts beside the file, where ComfyUI's *Models* sidebar looks for its
+    picture. One that is there stays."""
+    if shown and beside(out) is None:
+        sheet = _sheet([pair[1:] for pair in shown[:PREVIEWED]])
+        write_file(out.with_name(out.stem + OURS), lambda part: sheet.save(part, "PNG"))
 
 
 def steps(what: Lesson) -> int:

@@ -104,7 +104,8 @@ class Train(io.ComfyNode):
                     "into the concepts, and k is that SAE's. Without it a new SAE is trained first.")),
                 io.Vae.Input("vae", optional=True, tooltip=(
                     "The model's VAE, for the pictures before and after erasing in the report. Without it they are "
-                    "as rough as the host's previews.")),
+                    "as rough as the host's previews. With it they are also the file's picture in the Models "
+                    "sidebar.")),
             ],
             outputs=[
                 files.SaeType.Output("sae", display_name="SAE", tooltip="The file, for SAEmnesia Erase and its list."),
@@ -147,6 +148,8 @@ class Train(io.ComfyNode):
         shown.finishing(len(unmeasured(out)))
         report = training.measured(model, clip, what, out, report, shown.measured)
         pairs = report_pictures.pairs(model, clip, what, out, report_pictures.decoder(model, vae), shown.compared)
+        if vae is not None:
+            report_pictures.write_preview(out, pairs)
         picture = np.asarray(chart.report_picture(report, settings.steps, pairs), dtype=np.float32) / 255
         return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(), ui={
             "text": [f"{out.name} is ready: {report.in_words()}"], "details": [report.numbers()], "sae": [out.name]})

@@ -107,8 +107,8 @@ class Sight:
         missing = [name for name in names if name not in told]
         if missing:
             raise SaeError(f"nothing can be said of where {shown(missing)} is: no place of the model with its neurons "
-                           f"saw the whole picture. Use a prompt without areas, and the model before nodes that cut "
-                           f"the picture into tiles or replace its attention")
+                           f"saw the whole picture. Use a prompt without areas, and the model without what cuts "
+                           f"the picture into tiles or replaces its attention")
         return torch.stack([torch.stack([*self._of(name)]).mean(0) for name in names])
 
     def _of(self, name: str) -> Iterator[Tensor]:

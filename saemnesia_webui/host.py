@@ -1,10 +1,10 @@
 """What we ask of the host to paint with it: its checkpoint, prompt encoder, sampler, queue and progress."""
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import torch
-from modules import devices, extra_networks, processing, prompt_parser, sd_models, shared
+from modules import devices, extra_networks, images, processing, prompt_parser, sd_models, shared
 from modules.call_queue import queue_lock
 
 from sae_models import SaeError
@@ -81,6 +81,27 @@ def encode(texts: Sequence[str], painting: Painting) -> dict[str, torch.Tensor]:
     with torch.no_grad(), devices.autocast():
         read = shared.sd_model.get_learned_conditioning(said)
     return dict(read) if isinstance(read, dict) else {"crossattn": read}
+
+
+def precision() -> AbstractContextManager[Any]:
+    """What it samples in."""
+    return devices.without_autocast() if getattr(devices, "unet_needs_upcast", False) else devices.autocast()
+
+
+def masks_shown(p: Any) -> int:
+    """How many pictures of its mask it puts behind each picture of an inpainting."""
+    wanted = [getattr(shared.opts, name, False) for name in ("return_mask", "return_mask_composite")]
+    return sum(map(bool, wanted)) if getattr(p, "mask_for_overlay", None) is not None else 0
+
+
+def painted_box(p: Any) -> tuple[int, int, int, int] | None:
+    """(x, y, width, height) of what was painted of a larger picture, in *Only masked*; None where that is all of it."""
+    return getattr(p, "paste_to", None) if getattr(shared.opts, "overlay_inpaint", True) else None
+
+
+def font(size: int) -> Any:
+    """The one that it writes on its grids with."""
+    return images.get_font(size)
 
 
 def expect(batches: int) -> None:

@@ -32,7 +32,9 @@ def key(setting: str) -> str:
 
 FIRED = key("fired")
 """Is read by people only: what was erased may not have been there."""
-KEYS = [*(key(name) for name in DEFAULTS if name != "enabled"), FIRED]
+UNSAID = ("enabled", "map")
+"""A text that says what was erased was erased; and where concepts are changes no picture."""
+KEYS = [*(key(name) for name in DEFAULTS if name not in UNSAID), FIRED]
 
 
 def clear(params: MutableMapping[str, Any]) -> None:
@@ -61,7 +63,7 @@ def said(job: Job) -> dict[str, Any]:
     saes = ", ".join(f"{sae.name} [{short_hash(sae.path)}]" for sae in job.saes)
     given = vars(job.settings) | {"sae": saes, "concepts": format_choices(_with_strengths(job))}
     written = {key(name): value for name, value in given.items()
-               if name in ALWAYS or (name != "enabled" and value != DEFAULTS[name])}
+               if name in ALWAYS or (name not in UNSAID and value != DEFAULTS[name])}
     return written | {FIRED: job.when()}
 
 
@@ -80,7 +82,7 @@ def reader(setting: str, models: Path) -> Callable[[Mapping[str, Any]], Any]:
     """
     def read(params: Mapping[str, Any]) -> Any:
         erased = key("sae") in params
-        if setting == "enabled" or not erased:
+        if setting in UNSAID or not erased:
             return erased if setting == "enabled" else None
         value = params.get(key(setting), DEFAULTS[setting])
         if setting == "sae":

@@ -33,6 +33,14 @@ def as_sentence(error: Exception) -> SaeError:
     return error if isinstance(error, SaeError) else SaeError(f"SAEmnesia failed: {error!r}")
 
 
+def chosen(settings: Settings, models: Path) -> list[LoadedSae]:
+    """The files that the settings name.
+
+    Raises SaeError for one that cannot be read, and where none is named.
+    """
+    return [files.load(models, name).at(settings.hookpoint) for name in files.split(settings.sae) or [""]]
+
+
 def shared_out(saes: Sequence[LoadedSae], text: str) -> list[tuple[LoadedSae, str]]:
     """What of `text` each file is asked for: a concept goes to the first file that has it, a swap to the first that has
     both.
@@ -65,10 +73,14 @@ def fits(sae: LoadedSae, sd_model: Any) -> bool:
 
     Raises SaeError with the reason why it does not.
     """
-    return all(block.hookpoint for block in sae.blocks) and bool(_paths(sae, sd_model))
+    return all(block.hookpoint for block in sae.blocks) and bool(paths_in(sd_model, sae))
 
 
-def _paths(sae: LoadedSae, sd_model: Any) -> dict[Block, str]:
+def paths_in(sd_model: Any, sae: LoadedSae) -> dict[Block, str]:
+    """The ldm path of every place of the SAE in a loaded model.
+
+    Raises SaeError with the reason why it does not fit.
+    """
     unet = unet_of(sd_model)
     bare = getattr(unet, "_orig_mod", unet)
     return fitting_blocks(bare, sae, family_of(hookpoint.find(bare, sae.headers[0].hookpoint)))
@@ -105,7 +117,7 @@ class Job:
 
         Raises SaeError for an SAE that cannot be read, an unknown concept or a strength out of range.
         """
-        saes = [files.load(models, name).at(settings.hookpoint) for name in files.split(settings.sae) or [""]]
+        saes = chosen(settings, models)
         edits = [edit for sae, text in shared_out(saes, settings.concepts)
                  for edit in build_edits(sae, text, Actuator(settings.actuator),
                                          conditional_only=settings.apply_to == CONDITIONAL_ONLY)]
@@ -139,7 +151,7 @@ class Job:
         """The edit on this model: cheap, so done at every evaluation, because hosts swap models while sampling."""
         unet = unet_of(sd_model)
         bare = getattr(unet, "_orig_mod", unet)
-        paths = {block: path for sae in self.saes for block, path in _paths(sae, sd_model).items()}
+        paths = {block: path for sae in self.saes for block, path in paths_in(sd_model, sae).items()}
         modules = {block: bare.get_submodule(paths[block]) for block, _ in self.edits}
         if self.fitted and self.fitted.unet is unet and self.fitted.modules == modules:
             return self.fitted

@@ -64,7 +64,10 @@ class NoiseLevels:
         """The noise level after a share of sampling: everything at 0, nothing at 1, timesteps evenly between."""
         if share <= 0:
             return float("inf")
-        return 0.0 if share >= 1 else self.sigma((1 - share) * (len(self.log_sigmas) - 1))
+        return 0.0 if share >= 1 else self.sigma(self.timestep_at(share))
+
+    def timestep_at(self, share: float) -> float:
+        return (1 - share) * (len(self.log_sigmas) - 1)
 
 
 def noise_levels(sd_model: Any) -> NoiseLevels:

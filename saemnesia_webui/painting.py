@@ -5,18 +5,19 @@ the step is to be kept, and asks the UNet for other prompts. Those are encoded b
 host may move the text encoder out of the way.
 """
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from sae_models import SaeError, hookpoint
+from sae_models import SaeError
 from sae_models.adapter import Block
 from sae_models.learning.fingerprint import fingerprint
 from sae_models.learning.painting import Painting, Tap
 
-from . import host, taps
+from . import host
+from .calls import Call
 from .model import noise_levels, original_weights, picture_share, sigma_of_call, unet_of
 from .rows import Rows
 
@@ -98,9 +99,7 @@ class Painter:
 class Step:
     """One step of n pictures: the call that the host makes for their conditional rows, without what they say."""
     painter: Painter
-    unet: nn.Module
-    args: tuple
-    kwargs: dict
+    call: Call
     t: Tensor
 
     @property
@@ -108,26 +107,12 @@ class Step:
         return float(self.t[0])
 
     def predict(self, texts: Sequence[str], wanted: Mapping[Block, Tap] | None = None) -> Tensor:
-        said, like = self.painter._said(texts), self.kwargs["context"]
-        kwargs = self.kwargs | {"context": said["crossattn"].to(like)}
+        said, kwargs = self.painter._said(texts), dict(self.call.kwargs)
+        kwargs["context"] = said["crossattn"].to(kwargs["context"])
         if "vector" in said and kwargs.get("y") is not None:
-            kwargs["y"] = said["vector"].to(self.kwargs["y"])
-        hooks, kwargs = self._tapped(wanted or {}, kwargs)
-        try:
-            out = self.unet(*self.args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+            kwargs["y"] = said["vector"].to(kwargs["y"])
+        out = replace(self.call, kwargs=kwargs).again(wanted)
         return -picture_share(self.painter.model, self.sigma) * out.float()
-
-    def _tapped(self, wanted: Mapping[Block, Tap], kwargs: dict) -> tuple[list, dict]:
-        def edit(block: Block, output: Tensor, x_in: Tensor | None = None) -> Tensor:
-            with taps.full_precision(output.device):
-                return wanted[block](output, x_in)
-        bare = getattr(self.unet, "_orig_mod", self.unet)
-        paths = dict(zip(wanted, hookpoint.paths(bare, [block.hookpoint for block in wanted]), strict=True))
-        modules = {block: bare.get_submodule(path) for block, path in paths.items()}
-        return taps.attach(modules, taps.keys(paths), edit, kwargs)
 
 
 @dataclass
@@ -140,34 +125,16 @@ class _Visit:
     look: Callable[[Step], None]
     step: int = -1
     rows: Rows = field(default_factory=Rows)
-    looking: bool = False
 
     def begin(self, rows: Rows) -> None:
         """An evaluation begins: with Euler, a step."""
         self.step, self.rows = self.step + 1, rows
 
     def __call__(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.looking:
-            return
         host.check_stopped()
         conditional = self.rows.of_call(args[0], kwargs.get("transformer_options"))
         if self.step not in self.kept or conditional is None or int(conditional.sum()) != self.batch:
             return
         self.kept.discard(self.step)
-        self.looking = True
-        try:
-            self.look(self._seen(unet, args, kwargs, conditional))
-        finally:
-            self.looking = False
-
-    def _seen(self, unet: nn.Module, args: tuple, kwargs: dict, conditional: Tensor) -> Step:
-        def mine(value: Any) -> Any:
-            is_rows = isinstance(value, Tensor) and value.ndim and len(value) == len(conditional)
-            return value[conditional.to(value.device)] if is_rows else value
         sigma = sigma_of_call(noise_levels(self.painter.model), args, kwargs)
-        own = {name: mine(value) for name, value in kwargs.items()}
-        if own.get("transformer_options"):
-            options = {name: mine(value) for name, value in own["transformer_options"].items()}
-            own["transformer_options"] = options | {"cond_or_uncond": [0]}
-        return Step(self.painter, unet, tuple(mine(value) for value in args), own,
-                    torch.full((self.batch,), sigma))
+        self.look(Step(self.painter, Call(unet, args, kwargs).of(conditional), torch.full((self.batch,), sigma)))

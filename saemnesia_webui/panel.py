@@ -15,7 +15,7 @@ from sae_models import Concept, SaeError, parse
 from sae_models.adapter import LoadedSae
 from sae_models.concepts import format_choices
 
-from . import downloads, files, host, infotext
+from . import downloads, files, host, infotext, preview
 from .downloads import message as _message
 from .find import Finder, Found, Progress, Wish
 from .job import fits, shared_out
@@ -65,13 +65,18 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
                                    "cat -> dog puts a dog in its place")
         with gr.Accordion("How it erases and finds", open=False, elem_id=elem_id("more")):
             how, wish = _how(elem_id), _wishes(elem_id)
+        with gr.Accordion("Show where the concepts are", open=False, elem_id=elem_id("where")):
+            where = gr.Checkbox(DEFAULTS["map"], label="A heat map of each ticked concept beside the picture",
+                                elem_id=elem_id("map"),
+                                info="in the time of one step; to see where it is painted, untick the erasing; with "
+                                     "none ticked it shows what is heard in the picture")
         published = downloads.build(elem_id)
     _wire_list(models, sae, listed, refresh, enabled)
     _wire_search(finder, search, [search.words, *wish, sae, concepts], [search.status, sae, listed, concepts, enabled])
     _wire_downloads(models, published, [published.status, sae, listed])
     for part in (concepts, how[0], enabled):
         _on_change_in_page(part, CHANGED)
-    components = dict(zip(DEFAULTS, (enabled, sae, concepts, *how), strict=True))
+    components = dict(zip(DEFAULTS, (enabled, sae, concepts, *how, where), strict=True))
     return Panel(list(components.values()),
                  [(part, infotext.reader(name, models)) for name, part in components.items()])
 
@@ -91,7 +96,7 @@ def _how(elem_id: Callable[[str], str]) -> list[Any]:
     actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
                         elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
                         info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it; "
-                             "amount: one scale, 0 nothing, 1 gone, evenly between")
+                             "amount: one scale, 0 nothing, 1 gone, about evenly between")
     with gr.Row():
         start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
         end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))
@@ -213,7 +218,7 @@ def concept_list(models: Path, names: list[str]) -> str:
         except SaeError as error:
             about.append(_message(str(error), "saemnesia-error"))
             continue
-        about.append(_about(sae, len(names) > 1))
+        about += [_about(sae, len(names) > 1), preview.as_html(sae.path)]
         concepts = {concept.name.casefold(): concept for concept in sae.concepts} | concepts
     return "".join(about) + (_ticks(list(concepts.values())) if concepts else "")
 

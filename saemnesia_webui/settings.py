@@ -18,7 +18,8 @@ class Settings:
     """In the order of the script's arguments; a new one comes last, because API users pass them by position.
 
     sae: a file of models/sae, or several with commas between; start, end: the part of sampling in which it acts, as
-    shares; hires: also in the second pass; hookpoint: "" is the one the SAE's file says.
+    shares; hires: also in the second pass; hookpoint: "" is the one the SAE's file says; map: show where the concepts
+    are, whether they are erased or not.
     """
     enabled: bool = False
     sae: str = ""
@@ -29,6 +30,7 @@ class Settings:
     apply_to: str = BOTH
     hires: bool = True
     hookpoint: str = ""
+    map: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -50,8 +52,27 @@ def read(arguments: Sequence[Any], axes: Mapping[str, Any] | None = None) -> Set
 
     Whoever sends a dict, or sets an axis ({field: value}, and "strength" for all concepts), wants to erase unless it
     says "enabled": false. Missing ones, and None, are the defaults. Raises SaeError for a name or value that makes no
-    sense, but not when erasing is off.
+    sense, but not where nothing is asked for.
     """
+    given = _given(arguments, axes)
+    strength = given.pop("strength") if axes and "strength" in axes else None
+    if not _on(given, "enabled") and not _on(given, "map"):
+        return Settings()
+    settings = Settings(**checked(given, DEFAULTS))
+    return settings if strength is None else settings.with_strength(strength)
+
+
+def erases(arguments: Sequence[Any], axes: Mapping[str, Any] | None = None) -> bool:
+    """Whether the arguments, right or wrong, are to erase."""
+    return _on(_given(arguments, axes), "enabled")
+
+
+def _on(given: Mapping[str, Any], name: str) -> bool:
+    return given.get(name) not in (False, None)
+
+
+def _given(arguments: Sequence[Any], axes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """By name, as they come; of axes the strength too."""
     if arguments and isinstance(arguments[0], Mapping):
         given = {"enabled": True, **arguments[0]}
     else:
@@ -59,13 +80,7 @@ def read(arguments: Sequence[Any], axes: Mapping[str, Any] | None = None) -> Set
     files = given.get("sae")
     if isinstance(files, list | tuple) and all(isinstance(file, str) for file in files):
         given["sae"] = ", ".join(files)
-    axes = dict(axes or {})
-    strength = axes.pop("strength", None)
-    given |= axes if not axes and strength is None else {**axes, "enabled": True}
-    if given.get("enabled") in (False, None):
-        return Settings()
-    settings = Settings(**checked(given, DEFAULTS))
-    return settings if strength is None else settings.with_strength(strength)
+    return {**given, **axes, "enabled": True} if axes else given
 
 
 def checked(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

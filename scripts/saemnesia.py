@@ -8,10 +8,11 @@ from typing import Any
 
 from modules import paths, script_callbacks, scripts, shared
 
-from saemnesia_webui import axes, infotext, panel, routes, settings
+from saemnesia_webui import axes, heat, host, infotext, looking, panel, routes, settings
 from saemnesia_webui.eraser import Eraser
 from saemnesia_webui.find import Finder
 from saemnesia_webui.job import Job, as_sentence
+from saemnesia_webui.looking import Looker, Looking
 
 MODELS = Path(paths.models_path)
 log = logging.getLogger("saemnesia")
@@ -25,6 +26,13 @@ def running() -> tuple:
 
 ERASER = Eraser(running)
 FINDER = Finder(MODELS, ERASER.disarm)
+LOOKER = Looker(running)
+
+
+def say(p: Any, sentence: str) -> None:
+    """In the log, and below the picture."""
+    log.warning("SAEmnesia: %s", sentence)
+    getattr(p, "comment", log.debug)(f"SAEmnesia: {sentence}")
 
 
 class SaemnesiaScript(scripts.Script):
@@ -45,18 +53,26 @@ class SaemnesiaScript(scripts.Script):
     def process(self, p: Any, *args: Any) -> None:
         """Forget what an earlier run, perhaps an aborted one, left armed; then arm what is asked."""
         ERASER.disarm()
-        asked = settings.Settings()
+        LOOKER.detach()
+        asked, seen = settings.Settings(), None
         try:
             asked = settings.read(args, axes.of(p))
+            seen = Looking.prepare(asked, MODELS) if asked.map else None
             job = Job.prepare(asked, MODELS) if asked.enabled else None
             if job and job.edits:  # else nothing is asked for, or all of it with strength 0
                 ERASER.arm(job, p)
         except Exception as error:
-            ERASER.arm(Job(asked, error=as_sentence(error)), p)
+            if settings.erases(args, axes.of(p)):
+                ERASER.arm(Job(asked, error=as_sentence(error)), p)
+            else:
+                seen = Looking(error=as_sentence(error))
+        setattr(p, looking.ATTRIBUTE, seen)
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """A batch begins. The text is cleared here and not in `process`, which ADetailer calls between pictures."""
         infotext.clear(p.extra_generation_params)
+        if seen := looking.of(p):
+            seen.begin()
         if ERASER.job:
             ERASER.job.begin()
             if getattr(p, "enable_hr", False):
@@ -64,21 +80,33 @@ class SaemnesiaScript(scripts.Script):
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         """Pictures are decoded after this: refuse them, or say in their text what was erased."""
-        ps.samples = ERASER.finished(ps.samples, bool(shared.state.interrupted or shared.state.skipped))
+        stopped = bool(shared.state.interrupted or shared.state.skipped)
+        ps.samples = ERASER.finished(ps.samples, stopped)
+        refused = ERASER.job is not None and ERASER.job.error is not None
         if ERASER.job:
             infotext.write(p.extra_generation_params, ERASER.job)
-            for sentence in ERASER.job.warnings() if ERASER.job.error is None else ():
-                log.warning("SAEmnesia: %s", sentence)
-                getattr(p, "comment", log.debug)(f"SAEmnesia: {sentence}")  # shown below the picture
+            for sentence in () if refused else ERASER.job.warnings():
+                say(p, sentence)
+        LOOKER.detach()
+        if (seen := looking.of(p)) and not refused:
+            with host.precision():
+                seen.finish(len(ps.samples), stopped)
+            if sentence := seen.complaint():
+                say(p, sentence)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """ADetailer calls this without pictures before it paints a part anew: that part is erased too."""
         if processed.images:
             ERASER.disarm()
+            if seen := looking.of(p):
+                seen.attempt(heat.add, processed, seen, host.font, host.painted_box(p), host.masks_shown(p))
+                if sentence := seen.complaint():
+                    say(p, sentence)
 
 
 def on_cfg_denoiser(params: Any) -> None:
     """A model evaluation begins, in whatever pass of whatever script."""
+    LOOKER.evaluation(shared.sd_model, params)
     ERASER.evaluation(shared.sd_model, params)
     FINDER.evaluation(params)
 
@@ -95,4 +123,5 @@ script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_before_ui(add_axes)
 script_callbacks.on_script_unloaded(ERASER.disarm)
+script_callbacks.on_script_unloaded(LOOKER.detach)
 add_axes()

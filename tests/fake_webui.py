@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from PIL import Image, ImageFont
 from torch import Tensor, nn
 
 REPO = Path(__file__).resolve().parents[1]
@@ -127,6 +128,9 @@ class Processing:
     extra_generation_params: dict = field(default_factory=dict)
     saved_before_hires: list = field(default_factory=list)  # the texts of pictures that the host saves in between
     comments: list = field(default_factory=list)
+    decoded: bool = False  # into pictures, where they are not left latents
+    grid: bool = False  # of all pictures, before them
+    mask_for_overlay: Any = None  # the host puts it behind each picture
 
     @property
     def enable_hr(self) -> bool:
@@ -145,7 +149,12 @@ class Processing:
 
 
 class Processed(SimpleNamespace):
-    """images, infotexts: one a picture."""
+    """images, infotexts: one a picture, from index_of_first_image on; latents: of the pictures."""
+
+
+def as_picture(latents: Tensor) -> Image.Image:
+    pixels = (255 * latents[:3].sigmoid()).byte().movedim(0, -1).contiguous()
+    return Image.fromarray(pixels.numpy()).resize((8 * latents.shape[2], 8 * latents.shape[1]))
 
 
 class Webui:
@@ -179,6 +188,7 @@ class Webui:
             "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
             "devices": {"autocast": nullcontext}, "sd_models": {"model_data": self},
             "call_queue": {"queue_lock": threading.Lock()},
+            "images": {"get_font": ImageFont.load_default},
             "extra_networks": {"activate": lambda p, data: None},
             "prompt_parser": {"SdConditioning": lambda texts, width, height: list(texts)},
             "processing": {"StableDiffusionProcessingTxt2Img": Wanted, "process_images": self.process_images},
@@ -284,8 +294,15 @@ class Webui:
                 decoded = [sample.clone() for sample in samples.samples]
             images += [self._inner(p, image) for image in decoded] if p.inner else decoded
             infotexts += [p.text()] * len(decoded)
-        processed = Processed(images=images, infotexts=infotexts, comments=p.comments,
-                              before_hires=p.saved_before_hires)
+        latents = images
+        if p.decoded:
+            images = [as_picture(image) for image in images]
+        if p.mask_for_overlay is not None:
+            images = [shown for image in images for shown in (image, p.mask_for_overlay)]
+        if p.grid:
+            images, infotexts = [Image.new("RGB", (9, 9)), *images], [infotexts[0], *infotexts]
+        processed = Processed(images=images, infotexts=infotexts, index_of_first_image=int(p.grid), latents=latents,
+                              comments=p.comments, before_hires=p.saved_before_hires)
         self._scripts(p, "postprocess", processed)
         return processed
 
@@ -293,10 +310,10 @@ class Webui:
         """ADetailer: everybody's postprocess early, a pass without most scripts, then process on a copy."""
         self._scripts(copy(p), "postprocess", Processed(images=[], infotexts=[]))
         again = self.run(Processing(prompts=p.prompts[:1], timesteps=p.timesteps[-1:], script_args=p.script_args,
-                                    scripts=p.scripts if p.inner_scripts else ()))
+                                    decoded=p.decoded, scripts=p.scripts if p.inner_scripts else ()))
         self._scripts(copy(p), "before_process")
         self._scripts(copy(p), "process")
-        return image + again.images[0]
+        return image + again.latents[0]
 
     def _sample(self, p: Processing, batch: int) -> Tensor:
         with torch.inference_mode() if self.forge else torch.no_grad():

@@ -1,5 +1,7 @@
 """Training from a node in a real ComfyUI, on a small SD 1.5 model with random weights."""
+import io
 import json
+import os
 import shutil
 import time
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from canvas_graphs import erase, graph, latents
 from host_graphs import node
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME, write_sae
@@ -18,6 +21,7 @@ from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
 OUT = SAES / "test training.safetensors"
+PREVIEW = SAES / "test training.preview.png"
 LEARNING = "SAEmnesia: pictures painted, learning from them"
 SETTINGS = {"name": "test training", "concepts": "cat = a cat\ndog = a dog\nnoto style",
             "prompts": "{object}, {style}\n{}", "memory": "CPU, small model", "pictures": 6, "training_steps": 40,
@@ -50,7 +54,7 @@ def test_a_trained_sae_is_listed_at_once_and_erases(host):
     outcome = host.run(train())
     assert "FVU" in text_of(outcome) and "noto style" in text_of(outcome) and len(outcome.images) == 1
     assert outcome.history["outputs"]["train"]["text"][0].startswith(f"{OUT.name} is ready: ")
-    assert OUT.with_name("test training.pictures.png").exists()
+    assert OUT.with_name("test training.pictures.png").exists() and not PREVIEW.exists()
     listed = host.get_json("/object_info/SAEmnesiaLoadSAE")["SAEmnesiaLoadSAE"]["input"]["required"]["sae_name"]
     assert OUT.name in json.dumps(listed)
     header = read_header(OUT)
@@ -58,6 +62,20 @@ def test_a_trained_sae_is_listed_at_once_and_erases(host):
     assert (header.base, header.hookpoint) == ("sd15", HOOKPOINT)
     erased = erase(graph("a cat, noto style"), "cat, noto style", sae=OUT.name)
     assert not torch.equal(latents(host, erased), latents(host, graph("a cat, noto style")))
+
+
+def test_with_a_vae_the_file_gets_its_picture_in_the_models_sidebar_and_one_that_is_there_stays(host):
+    wanted = train(vae=["checkpoint", 2], training_steps=20)
+    host.run(wanted)
+    shown = Image.open(io.BytesIO(host.get("/experiment/models/preview/sae/0/test%20training.safetensors")))
+    side = shown.width // 2
+    assert shown.size == (2 * side, 2 * side) and Image.open(PREVIEW).size == shown.size
+    before, after = shown.crop((0, 0, side, side)), shown.crop((side, 0, 2 * side, side))
+    assert before.getextrema() != ((255, 255),) * 3 and before.tobytes() != after.tobytes()
+    Image.new("RGB", (5, 5)).save(PREVIEW)
+    os.utime(OUT)  # so that the node runs again, and finds all done
+    assert "is ready" in text_of(host.run(wanted))
+    assert Image.open(PREVIEW).size == (5, 5)
 
 
 def test_unless_told_otherwise_every_cross_attention_is_learned_and_what_is_removed_is_measured(host):

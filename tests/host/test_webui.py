@@ -916,7 +916,7 @@ def test_pasted_text_restores_every_setting(webui, models):
              "apply_to": "conditional only", "hires": False, "hookpoint": BLOCK}
     written = webui.generate(asked).infotexts[0]
     read_back = pasted(webui, models, {key: str(value) for key, value in written.items()})
-    assert read_back == asked | {"enabled": True, "sae": [SAE], "concepts": "Cat:1.0, dog:0.25"}
+    assert read_back == asked | {"enabled": True, "sae": [SAE], "concepts": "Cat:1.0, dog:0.25", "map": None}
     short = webui.generate(*CAT).infotexts[0]
     assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator", "SAEmnesia fired"}
     assert pasted(webui, models, short)["hires"] is True
@@ -958,7 +958,7 @@ def test_a_pasted_value_that_is_none_leaves_the_rest_of_the_text(webui, models, 
     from saemnesia_webui import infotext, settings
     given = {"SAEmnesia sae": SAE, "SAEmnesia concepts": "cat", infotext.key(setting): text}
     read_back = pasted(webui, models, given)
-    assert read_back == settings.DEFAULTS | {"enabled": True, "sae": [SAE], "concepts": "cat"}
+    assert read_back == settings.DEFAULTS | {"enabled": True, "sae": [SAE], "concepts": "cat", "map": None}
     assert f"'{infotext.key(setting)}' of the pasted text is left out" in caplog.text
 
 

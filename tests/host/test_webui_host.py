@@ -107,6 +107,17 @@ def test_any_arrangement_is_erased(host, plain, options, apply_to):
     assert same(host.picture({"sae": SAE, "concepts": "rocket", "apply_to": apply_to}, **options), without.pixels)
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2, "n_iter": 2}, HIRES], ids=("one", "batches", "hires"))
+def test_maps_come_behind_the_pictures_and_change_none(host, plain, options):
+    asked = {"enabled": False, "sae": SAE, "concepts": "cat, rocket"}
+    without, with_it = (host.picture(asked | {"map": shown}, **options).pixels for shown in (False, True))
+    count = options.get("batch_size", 1) * options.get("n_iter", 1)
+    assert np.array_equal(with_it[:len(without)], without) and len(with_it) == len(without) + 2 * count
+    colourful = np.ptp(with_it[-2 * count:].astype(int), axis=3).max(axis=(1, 2)) > 60
+    assert colourful.tolist() == [True, False] * count
+    assert same(host.picture(), plain)
+
+
 def test_hires_is_erased_in_both_passes_or_in_the_first_alone(host, plain):
     without, both = host.picture(**HIRES), host.picture(CAT, **HIRES)
     first = host.picture(CAT | {"hires": False}, **HIRES)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 from small_model import write_sae
 
@@ -41,6 +42,8 @@ def models(tmp_path_factory) -> Path:
     write(folder / "sae" / "castles.safetensors", Sae(config), Header(config, "up_blocks.0.attentions.1", "", False,
           concepts), Statistics((1.0,), torch.zeros(2, 1), torch.ones(2, 1)))
     (folder / "sae" / "damaged.safetensors").write_bytes(b"no file")
+    Image.new("RGB", (600, 300), "red").save(folder / "sae" / "castles.preview.png")
+    (folder / "sae" / "animals.png").write_bytes(b"no picture")
     return folder
 
 
@@ -129,10 +132,10 @@ def test_every_call_of_ui_makes_the_same_arguments(served):
     first, *others = served.said["tabs"]
     assert all(tab == first for tab in others)
     values = [value for _, _, value, _ in first]
-    assert values == [False, ["animals.safetensors"], "", "ablate", 0.0, 1.0, "both", True, ""]
+    assert values == [False, ["animals.safetensors"], "", "ablate", 0.0, 1.0, "both", True, "", False]
     assert first[1][3] == ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]
     assert first[3][3] == ["ablate", "steer", "replace", "amount"]
-    assert [value for _, value in served.said["infotext"]] == [False, *[None] * 8]
+    assert [value for _, value in served.said["infotext"]] == [False, *[None] * 9]
 
 
 @pytest.mark.parametrize("folder", VERSIONS)
@@ -211,12 +214,27 @@ def test_send_to_img2img_takes_the_sidebar_along(page):
     row(page, "cat").get_by_role("checkbox").check()
     page.locator("#script_txt2img_saemnesia_actuator").first.get_by_label("steer").check()
     page.locator("#script_txt2img_saemnesia_hires input").first.uncheck()
+    tick_map(page)
     page.get_by_role("button", name="Send to img2img").click()
     sent = page.locator("#script_img2img_saemnesia_concepts").locator("textarea, input")
     expect(sent).to_have_value("cat")
     expect(page.locator("#script_img2img_saemnesia_list").get_by_label("cat", exact=True)).to_be_checked()
     expect(page.locator("#script_img2img_saemnesia_actuator").get_by_label("steer")).to_be_checked()
     expect(page.locator("#script_img2img_saemnesia_hires input")).not_to_be_checked()
+    expect(page.locator("#script_img2img_saemnesia_map input")).to_be_checked()
+
+
+def tick_map(page: Page) -> None:
+    tick = page.locator("#script_txt2img_saemnesia_map input").first
+    expect(tick).to_be_hidden()
+    panel(page, "where").get_by_text("Show where the concepts are").click()
+    tick.check()
+
+
+def test_a_map_is_asked_for_by_its_own_tick_and_erases_nothing(page):
+    tick_map(page)
+    said = generate(page)
+    assert "'map': True" in said and "'enabled': False" in said
 
 
 def test_search_hides_other_rows_and_empty_groups(page):
@@ -285,6 +303,14 @@ def test_another_sae_brings_its_concepts_and_a_damaged_one_its_sentence(page):
     expect(page.locator(".saemnesia-picker").first.get_by_text("Other concepts")).to_be_visible()
     choose_sae(page, "damaged.safetensors")
     expect(page.locator(".saemnesia-message").first).to_contain_text("damaged.safetensors cannot be read")
+
+
+def test_the_picture_beside_a_file_is_shown_and_one_that_is_none_is_not(page):
+    pictures = page.locator(".saemnesia-picker").first.locator("img.saemnesia-preview")
+    expect(pictures).to_have_count(0)
+    choose_sae(page, "castles.safetensors")
+    expect(pictures).to_have_count(1)
+    assert pictures.evaluate("one => [one.naturalWidth, one.naturalHeight, one.clientHeight > 50]") == [288, 144, True]
 
 
 def test_what_was_measured_is_shown_beside_the_tick_and_not_written(page):

@@ -29,7 +29,7 @@ const FULL = { low: 0, high: 1, start: 1, usual: "1", hint: "Strength: 1 erases 
 const SIGNED = { low: -100, high: 100, start: -1, usual: "-1",
   hint: "Strength: -1 erases, below -1 pushes further away, above 0 strengthens the concept" }
 const AMOUNT = { low: -1, high: 2, start: 1, usual: "1", slides: true,
-  hint: "Strength: 0 changes nothing, 1 erases fully, and between them the concept goes evenly; " +
+  hint: "Strength: 0 changes nothing, 1 erases fully, and between them the concept goes about evenly; " +
     "above 1 pushes further away, below 0 strengthens the concept" }
 const EITHER = { low: -100, high: 100, start: 1, usual: "full",
   hint: "Strength; left empty it erases fully, whatever the actuator" }
