@@ -197,6 +197,17 @@ def base_accuracy(host: ComfyHost, judge: Judge, seeds: int) -> dict[str, float]
             for kind in table.KINDS}
 
 
+def told(results: Results, cfg: float, figure: str) -> float | None:
+    """The rank correlation of *removed*, as the concept file has it, with a figure of ours; over the concepts that were
+    erased one at a time. None where that figure is the same for all."""
+    removed = {concept.name: concept.measured.get("removed")
+               for concept in read_headers(WEIGHTS / "concepts.safetensors")[0].concepts}
+    pairs = [(removed[name], score[figure]) for kind in table.KINDS for name in known_names()
+             if (score := results.data["scores"].get(f"ours | {cfg:g} | {kind}s | {name}"))]
+    correlation = table.rank_correlation(*zip(*pairs, strict=True)) if len(pairs) > 2 else float("nan")
+    return None if correlation != correlation else round(correlation, 2)
+
+
 HEADS = {"UA": "UA", "IRA": "IRA", "CRA": "CRA", "in_scene": "in-scene", "nothing_alone": "nothing: alone",
          "nothing_in_scene": "in scenes"}
 
@@ -272,6 +283,8 @@ def main() -> None:
             for group, row in means.items():
                 results.data.setdefault("means", {}).setdefault(f"{cfg:g}", {}).setdefault(group, {}).update(
                     {name: asdict(score) for name, score in row.items()})
+            results.data.setdefault("removed tells", {})[f"{cfg:g}"] = {
+                figure: told(results, cfg, figure) for figure in ("UA", "in_scene")}
             results.write()
         if "base" not in results.data:
             results.data["base"] = base_accuracy(host, judge, 1 if options.quick else 2)

@@ -30,7 +30,7 @@ from .find import CONCEPTS as CONCEPTS_TXT
 from .find import RESULTS, TEMPLATES
 from .judge import load_judge
 from .paint import CFG, STEPS
-from .table import Task, rights, shown, task_of
+from .table import Task, rank_correlation, rights, shown, task_of
 
 CONCEPTS = ("cat", "frog", "castle", "rose", "noto style", "contrast style", "blue ground")
 NEURONS = (1, 4)
@@ -152,14 +152,6 @@ class Studio:
                     self.host.table.add(path, list(zip(headers, own, strict=True)))
                     for strength in STRENGTHS if places == "all cross-attentions" else (1.0,):
                         yield places, n, strength, self.erased(path, concept, strength)
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's, with ties at their mean rank."""
-    def ranks(values: Sequence[float]) -> torch.Tensor:
-        x = torch.tensor(values)
-        return (x[:, None] > x).float().sum(1) + ((x[:, None] == x).float().sum(1) - 1) / 2
-    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:

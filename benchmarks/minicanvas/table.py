@@ -212,3 +212,11 @@ def mean(scores: Sequence[Score]) -> Score:
         values = [value for one in scores if (value := getattr(one, name)) is not None]
         return sum(values) / len(values) if values else None
     return Score(**{field.name: of(field.name) for field in fields(Score)})
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's, with ties at their mean rank."""
+    def ranks(values: Sequence[float]) -> torch.Tensor:
+        x = torch.tensor(values)
+        return (x[:, None] > x).float().sum(1) + ((x[:, None] == x).float().sum(1) - 1) / 2
+    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
