@@ -1,11 +1,13 @@
 """What is painted to learn a concept: prompts that say it, and the same prompts with it left out.
 
-Concepts are lines such as `cat`, `noto style`, or with all there is to say `cat (object) = a cat | an animal`: the
-words that say it, and the words a prompt has in its place when it is left out (nothing, unless given). A bracket is a
+Concepts are lines such as `cat`, `noto style`, or with all there is to say `cat (object) = a cat / a kitten | an
+animal`: the words that say it, in one way or several, and the words a prompt has in its place when it is left out
+(nothing, unless given). A bracket is a
 kind where it is (object) or (style), and any kind of one's own where '=' follows; else it is part of the name, and of
 what is painted, as in `hatsune miku (vocaloid)`. Templates are lines such as
 `{object}, {style}` or `a photo of {}`, where {} takes concepts of every kind.
 """
+import itertools
 import math
 import re
 from collections import Counter
@@ -30,6 +32,7 @@ from ..errors import SaeError
 from .styles import is_style
 
 SLOT = r"\{(\w*)\}"
+OR = r"(?<!\S)/(?!\S)"
 STRESSED = r"[\[{].*[\]}]"
 SEMICOLON = r"(?<=\w);(?=\w|\Z)"
 SEVERAL = r"(?i)(?:^|\s)(?:and|or|&)\s"
@@ -45,7 +48,8 @@ BOTH_TEMPLATES = ("{object}, {style}",)
 
 @dataclass(frozen=True)
 class Subject:
-    """A concept to train. said: its words in a prompt; instead: the words in their place when it is left out."""
+    """A concept to train. said: its words in a prompt, `a cat`, or several ways to say it, `a cat / a kitten`; instead:
+    the words in their place when it is left out."""
     name: str
     kind: str
     said: str
@@ -58,6 +62,18 @@ class Subject:
         if not self.said:
             raise SaeError(f"concept '{self.name}' has no words after '=': write for example '{self.name} = a "
                            f"{self.name}', or the name alone")
+        if not all(self.ways):
+            raise SaeError(f"concept '{self.name}' has nothing on one side of '/', which stands between two ways to "
+                           f"say it: write for example '{self.name} = a {self.name} / another word for it'")
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Each way to say it.
+
+        >>> Subject("cat", "object", "a cat / a kitten").ways
+        ('a cat', 'a kitten')
+        """
+        return tuple(way.strip() for way in re.split(OR, self.said))
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,8 @@ def subject(name: str, kind: str = "") -> Subject:
     """
     _refuse_unreadable(name, name)
     _refuse_signs(name)
-    return Subject(name, kind or _kind_of(name), re.sub(r"\\?([()])", r"\\\1", name))
+    said = "/".join(map(str.strip, re.split(OR, re.sub(r"\\?([()])", r"\\\1", name))))
+    return Subject(name, kind or _kind_of(name), said)
 
 
 def understood(subjects: Sequence[Subject]) -> str:
@@ -194,7 +211,7 @@ def default_templates(subjects: Sequence[Subject]) -> str:
 
 
 def expand(templates: str, subjects: Sequence[Subject]) -> list[Prompt]:
-    """Every template with every choice of subjects for its slots, in a fixed order.
+    """Every template with every choice of subjects for its slots, in every way to say them, in a fixed order.
 
     Raises SaeError for a template without a slot or with a kind no concept has, for a concept no template says, for too
     few prompts to learn from and for more than `MOST` of a template or `MOST_OF_ALL`.
@@ -220,7 +237,7 @@ def _filled(template: str, subjects: Sequence[Subject]) -> list[Prompt]:
     slots = re.findall(SLOT, template)
     if not slots:
         raise SaeError(f"the template '{template}' says no concept: write {{}} where the concept's words shall go")
-    kinds = Counter(subject.kind for subject in subjects)
+    kinds = Counter(subject.kind for subject in subjects for _ in subject.ways)
     missing = [slot for slot in slots if slot and slot not in kinds]
     if missing:
         raise SaeError(f"the template '{template}' asks for a concept of kind '{missing[0]}', and none is listed; "
@@ -230,11 +247,13 @@ def _filled(template: str, subjects: Sequence[Subject]) -> list[Prompt]:
         raise SaeError(f"the template '{template}' makes {_in_digits(count)} prompts, more than {MOST}: use fewer "
                        f"slots")
     choices = [[i for i, subject in enumerate(subjects) if slot in ("", subject.kind)] for slot in slots]
-    return [_prompt(template, [subjects[i] for i in pick], pick) for pick in (_picks(choices) if count else ())]
+    return [_prompt(template, [subjects[i] for i in pick], ways, pick) for pick in (_picks(choices) if count else ())
+            for ways in itertools.product(*(subjects[i].ways for i in pick))]
 
 
 def _count(slots: Sequence[str], kinds: Mapping[str, int]) -> int:
-    """In how many ways slots can be filled, no subject twice; kinds: how many subjects each has."""
+    """In how many ways slots can be filled, none twice; kinds: how many subjects each has, or ways to say them: then it
+    is the most there can be."""
     asked = Counter(slots)
     anything = asked.pop("", 0)
     typed = math.prod(math.perm(kinds[kind], count) for kind, count in asked.items())
@@ -255,9 +274,9 @@ def _in_digits(count: int) -> str:
     return str(count) if count < 10**12 else "over a million million"
 
 
-def _prompt(template: str, chosen: list[Subject], numbers: tuple[int, ...]) -> Prompt:
+def _prompt(template: str, chosen: list[Subject], ways: tuple[str, ...], numbers: tuple[int, ...]) -> Prompt:
     def text(left_out: int | None) -> str:
-        words = iter([s.instead if i == left_out else s.said for i, s in enumerate(chosen)])
+        words = iter([s.instead if i == left_out else way for i, (s, way) in enumerate(zip(chosen, ways, strict=True))])
         return _tidy(re.sub(SLOT, lambda _: next(words), template))
     return Prompt(text(None), numbers, tuple(text(i) for i in range(len(chosen))))
 

@@ -65,7 +65,7 @@ def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tens
     chosen: list[Subject] = []
     for kind in sorted({"object", *(one.kind for one in wanted)} & COMMON.keys()):
         words = [word for word in COMMON[kind] if word not in names]
-        like = _likeness([s.said for s in wanted if s.kind == kind], words, vectors)
+        like = _likeness([way for s in wanted if s.kind == kind for way in s.ways], words, vectors)
         near = like.argsort(descending=True)[:NEAR].tolist()
         rest = [i for i in torch.randperm(len(words), generator=torch.Generator().manual_seed(0)).tolist()
                 if i not in near][:OTHERS]

@@ -75,6 +75,22 @@ def test_words_instead_of_a_concept_take_its_place():
     assert prompt.without == ("a photo of an animal on grass",)
 
 
+def test_a_concept_that_is_said_in_several_ways_is_one_concept():
+    subjects = parse_subjects("nudity = naked / nude/topless | dressed\nfate / stay night")
+    made = expand("a {} woman", subjects)
+    assert [(prompt.text, prompt.said, prompt.without) for prompt in made] == [
+        ("a naked woman", (0,), ("a dressed woman",)), ("a nude/topless woman", (0,), ("a dressed woman",)),
+        ("a fate/stay night woman", (1,), ("a woman",))]
+    assert [subject.name for subject in subjects] == ["nudity", "fate / stay night"]
+    assert len(expand("{} beside {}", parse_subjects("cat = a cat / a kitten\ndog = a dog / a puppy / a hound"))) == 12
+
+
+@pytest.mark.parametrize("line", ["cat = a cat /", "cat = / a cat", "cat = a cat / / a kitten"])
+def test_a_way_to_say_it_has_words(line):
+    with pytest.raises(SaeError, match="'cat' has nothing on one side of '/'"):
+        parse_subjects(line)
+
+
 def test_two_slots_of_a_kind_never_say_the_same_concept():
     texts = [prompt.text for prompt in expand("{} and {}", parse_subjects("cat, dog"))]
     assert texts == ["cat and dog", "dog and cat"]
