@@ -419,6 +419,19 @@ class Webui:
             return model.model.diffusion_model(x, t, context=context).float()
 
 
+def unet_in(model: Any, forge: bool) -> nn.Module:
+    return (model.forge_objects.unet.model if forge else model.model).diffusion_model
+
+
+def unet_of(host: Webui) -> nn.Module:
+    return unet_in(host.shared.sd_model, host.forge)
+
+
+def hooks(unet: nn.Module) -> int:
+    """How many hooks there are on its modules."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
+
+
 def sigma_at(timestep: float) -> float:
     """sigma = sqrt((1 - a) / a), linear in log sigma between whole timesteps."""
     levels = ((1 - ALPHAS) / ALPHAS).sqrt().log()

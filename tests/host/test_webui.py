@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_webui import Processing, Webui, sd_model, sigma_at
+from fake_webui import Processing, Webui, hooks, sd_model, sigma_at, unet_in, unet_of
 from small_model import UNET_CONFIG, write_places, write_sae
 from stand_in_device import Devices
 from webui_model import UNET, random_unet
@@ -68,18 +68,6 @@ def webui(models):
 def forge(models):
     with Webui(models, sd_model(new_unet(), forge=True), forge=True).installed() as host:
         yield host
-
-
-def _unet(model, forge: bool) -> torch.nn.Module:
-    return (model.forge_objects.unet.model if forge else model.model).diffusion_model
-
-
-def unet_of(host: Webui) -> torch.nn.Module:
-    return _unet(host.shared.sd_model, host.forge)
-
-
-def hooks(unet: torch.nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
 
 
 def same(a, b) -> bool:
@@ -344,7 +332,7 @@ def test_3_3_a_hires_checkpoint_that_fits_is_erased_too(request, name):
     first, second = unet_of(host), sd_model(new_unet(1), forge=host.forge)
     calls = watch(host)
     host.generate(*CAT, hires=True, hires_model=second)
-    assert calls == [first] * 3 + [_unet(second, host.forge)] * 3
+    assert calls == [first] * 3 + [unet_in(second, host.forge)] * 3
     assert hooks(first) == hooks(unet_of(host)) == 0
 
 
@@ -357,7 +345,7 @@ def test_3_3_after_a_switch_to_a_fitting_model_it_goes_on(request, models, name)
     assert len(erased.images) == 1 and hooks(unet_of(host)) == 0
     host.shared.sd_model = first
     assert hooks(unet_of(host)) == 0
-    assert calls == [unet_of(host), *[_unet(second, host.forge)] * 2]
+    assert calls == [unet_of(host), *[unet_in(second, host.forge)] * 2]
 
 
 @pytest.mark.parametrize("named", [False, True])

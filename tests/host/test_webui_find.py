@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from canvas_graphs import erase, graph, latents
-from fake_webui import Webui, sd_model
+from fake_webui import Webui, hooks, sd_model, unet_of
 from host_graphs import node
 from small_model import NAME, UNET_CONFIG, write_places
 from webui_model import UNET, random_unet
@@ -56,15 +56,6 @@ def a1111(tmp_path) -> Iterator[Webui]:
         yield host
 
 
-def unet_of(host: Webui) -> torch.nn.Module:
-    model = host.shared.sd_model
-    return (model.forge_objects.unet.model if host.forge else model.model).diffusion_model
-
-
-def hooks(host: Webui) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet_of(host).modules())
-
-
 def find(host: Webui, **changes):
     from saemnesia_webui.find import Wish
     return host.module.FINDER.find(Wish(**WISH | changes))
@@ -89,7 +80,7 @@ def test_a_word_is_found_at_every_cross_attention_and_erased_from_then_on(webui)
     [concept] = headers[0].concepts
     assert headers[0].base == "sd15" and concept.name == "cat" and concept.measured.keys() == {
         "removed", "touched"}
-    assert same(webui.generate(False, **CAT), plain) and hooks(webui) == 0
+    assert same(webui.generate(False, **CAT), plain) and hooks(unet_of(webui)) == 0
     erased = webui.generate({"sae": found.file, "concepts": "cat"}, **CAT)
     assert not same(erased, plain) and webui.errors == []
 
@@ -150,7 +141,7 @@ def test_interrupted_it_leaves_no_file_and_goes_on_where_it_was(a1111, calls):
     interrupting(a1111, calls)
     with pytest.raises(SaeError, match="stopped: nothing was written"):
         find(a1111)
-    assert files(a1111) == [] and hooks(a1111) == 0 and a1111.shared.state.job == ""
+    assert files(a1111) == [] and hooks(unet_of(a1111)) == 0 and a1111.shared.state.job == ""
     batches = len(a1111.painted)
     found = find(a1111)
     kept = min(2, calls // 12)  # of the two batches to learn from; the two to measure on are painted anew
@@ -207,7 +198,7 @@ def test_a_replaced_unet_is_refused(a1111, monkeypatch):
     monkeypatch.setattr(type(unet_of(a1111)), "forward", lambda self, x, *a, **k: x)
     with pytest.raises(SaeError, match="the model never ran .*attn2: another node or extension replaces"):
         find(a1111)
-    assert files(a1111) == [] and hooks(a1111) == 0
+    assert files(a1111) == [] and hooks(unet_of(a1111)) == 0
 
 
 def test_a_lora_that_still_lies_on_the_weights_is_not_part_of_the_files_name(webui):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from fake_webui import Processing, Webui, sd_model, sigma_at
+from fake_webui import Processing, Webui, hooks, sd_model, sigma_at, unet_of
 from PIL import Image
 from small_model import write_sae
 from webui_model import UNET, random_unet
@@ -54,15 +54,6 @@ def webui(models) -> Iterator[Webui]:
     torch.manual_seed(0)
     with Webui(models, sd_model(random_unet(SMALL))).installed() as host:
         yield host
-
-
-def unet_of(host: Webui) -> torch.nn.Module:
-    model = host.shared.sd_model
-    return (model.forge_objects.unet.model if host.forge else model.model).diffusion_model
-
-
-def hooks(host: Webui) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet_of(host).modules())
 
 
 class Shown(NamedTuple):
@@ -130,7 +121,7 @@ def test_the_maps_are_those_of_a_late_look_in_every_arrangement_of_rows(any_host
             wanted += by_hand(any_host, looked, prompts)
         assert [one.name for one in shown] == ["cat", "rocket"] * len(wanted) and any_host.errors == []
         torch.testing.assert_close(torch.stack([one.map for one in shown]), torch.cat(wanted), rtol=1e-3, atol=1e-3)
-        assert shown[0].map.any() and hooks(any_host) == 0
+        assert shown[0].map.any() and hooks(unet_of(any_host)) == 0
         monkeypatch.undo()
 
 
@@ -176,7 +167,7 @@ def lacks_maps(host: Webui, asked: dict, says: str, **options) -> None:
     assert made.images == plain.images and len(made.infotexts) == len(plain.infotexts)
     [said] = made.comments
     assert said.startswith("SAEmnesia: no map of where the concepts are: ") and says in said, said
-    assert hooks(host) == 0 and host.errors == []
+    assert hooks(unet_of(host)) == 0 and host.errors == []
 
 
 @pytest.mark.parametrize(("changes", "says"), [
@@ -209,7 +200,7 @@ def test_what_cannot_be_erased_still_stops_the_run(webui):
 @pytest.mark.parametrize("stops_at", [0, 2])
 def test_an_interrupted_run_has_no_map_and_no_complaint(webui, stops_at):
     made = webui.generate(MAP, decoded=True, stops_at=stops_at)
-    assert len(made.images) == 1 and made.comments == [] and hooks(webui) == 0
+    assert len(made.images) == 1 and made.comments == [] and hooks(unet_of(webui)) == 0
 
 
 def test_nothing_stays_of_a_run_that_broke(webui, monkeypatch):
@@ -219,7 +210,7 @@ def test_nothing_stays_of_a_run_that_broke(webui, monkeypatch):
     webui.shared.state.begin("something else")
     with torch.no_grad():  # a training step, announced to nobody
         unet_of(webui)(torch.zeros(1, 4, 8, 8), torch.zeros(1), context=torch.zeros(1, 77, 768))
-    assert hooks(webui) == 0 and webui.generate(decoded=True).images == plain.images
+    assert hooks(unet_of(webui)) == 0 and webui.generate(decoded=True).images == plain.images
 
 
 # --- beside other extensions, and in inpainting --------------------------------------------------------------------
