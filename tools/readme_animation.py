@@ -22,8 +22,8 @@ sys.path.insert(0, str(REPO / "tests"))
 import widget_helpers as canvas  # noqa: E402
 
 WORD = "cat"
-LOOK = "() => { Object.assign(app.canvas.ds, { scale: 0.72, offset: [-325, 130] }); app.canvas.setDirty(true, true) }"
-SHOWN = {"x": 56, "y": 112, "width": 990, "height": 520}
+LOOK = "() => { Object.assign(app.canvas.ds, { scale: 0.72, offset: [-325, 165] }); app.canvas.setDirty(true, true) }"
+SHOWN = {"x": 56, "y": 122, "width": 990, "height": 540}
 WIDTH = 820
 EVERY, MOST = 4, 14
 """Seconds between two frames of the run, and how many of them are kept."""
