@@ -52,6 +52,9 @@ bench-attack: setup checkpoint ## how well an erasure holds against who wants th
 bench-places: setup checkpoint ## what removed and touched say beside the judge, by places, neurons and strengths
 	$(HOST_PYTHON) -m benchmarks.minicanvas.places $(ARGS)
 
+bench-voting: setup checkpoint ## whether the places tell together that a prompt says a concept, better than each alone
+	$(HOST_PYTHON) -m benchmarks.minicanvas.voting $(ARGS)
+
 bench-overhead: setup checkpoint ## what erasing costs in time and memory
 	$(HOST_PYTHON) -m benchmarks.overhead $(ARGS)
 
