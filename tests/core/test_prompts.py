@@ -123,9 +123,10 @@ def test_default_templates_fit_whatever_kinds_there_are(concepts):
 
 words = st.text(st.characters(exclude_characters="=|,:#(){}>\u2192\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029",
                               exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=8)
+ways = words.filter(lambda text: text != "/")
 
 
-@given(st.lists(st.tuples(words, words, words), min_size=1, max_size=4, unique_by=lambda t: t[0].casefold()))
+@given(st.lists(st.tuples(words, ways, words), min_size=1, max_size=4, unique_by=lambda t: t[0].casefold()))
 def test_what_is_written_is_read_back(items):
     text = "\n".join(f"{name} (thing) = {said} | {instead}" for name, said, instead in items)
     assert parse_subjects(text) == [Subject(name, "thing", said, instead) for name, said, instead in items]
