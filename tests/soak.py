@@ -28,7 +28,7 @@ SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "lms", 
 PROMPTS = ("a cat, noto style", "a dog", "a rocket, contrast style", "", "a cat and a dog " * 30)
 WRONG = {"unicorn": "unicorn", "cat, dgo": "dog", "cat:nan": "cat:nan", "cat -> dog -> rocket": "->"}
 """Concept text that is refused, and what the refusal names."""
-EVERY, WARM = 10, 40
+EVERY, WARM = 10, 80
 """Prompts between two looks at the picture without effect, and before memory is first looked at."""
 MOST_GROWTH = 60
 """MB that the server may hold more at the end than when it was warm."""
