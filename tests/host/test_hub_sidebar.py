@@ -43,7 +43,7 @@ def page(browser, served) -> Iterator[Page]:
     opened.goto(f"{served.url}/page/", wait_until="domcontentloaded")
     sidebar = opened.locator(".saemnesia-panel").first
     sidebar.locator(".label-wrap").first.click(timeout=60_000)
-    sidebar.locator(".label-wrap").nth(2).click()
+    sidebar.locator(".label-wrap").filter(has_text="Download a published SAE").click()
     opened.evaluate(SHIM)
     opened.add_style_tag(url=f"{served.url}/style.css")
     opened.add_script_tag(url=f"{served.url}/javascript/saemnesia.mjs", type="module")
