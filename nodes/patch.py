@@ -11,7 +11,7 @@ may each call the model from a thread of their own.
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +39,7 @@ from ..sae_models.concepts import Choice, format_choices
 from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
+from ..sae_models.voting import NOISY, Voting
 from . import feedback
 from .family import family_of
 from .said import warn
@@ -92,11 +93,15 @@ class SaeEdits:
 
 @dataclass
 class _Call:
-    """One model call: its noise level, which of its rows are conditional (None: all, or it does not matter), and which
-    rows of a place's edits fired so far."""
+    """One model call: its noise level, which of its rows are conditional (None: all, or it does not matter), which rows
+    of each place's edits may fire (None: all); looks: nothing is edited. Filled place by place: which rows of its edits
+    fired, and how strongly."""
     sigma: float | NoiseLevel
     conditional: torch.Tensor | None
+    may: dict[Block, torch.Tensor] | None = None
+    looks: bool = False
     fired: dict[Block, torch.Tensor] = field(default_factory=dict)
+    strengths: dict[Block, torch.Tensor] = field(default_factory=dict)
 
 
 def check_base(model: ModelPatcher, sae: LoadedSae) -> dict[Block, str]:
@@ -163,11 +168,13 @@ class Patch:
         if self.windows != now:
             self.windows = now
             self.erasures = {block: Erasure(here, residual=block.residual) for block, here in by_block(edits).items()}
+            self.voting = Voting(self.erasures, float(sampling.percent_to_sigma(NOISY)), self._owned())
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None,
                     c_crossattn: Any = None, control: Any = None, transformer_options: dict | None = None,
                     **kwargs: Any) -> torch.Tensor:
-        """WrappersMP.APPLY_MODEL: one model call, with every place edited while it lasts."""
+        """WrappersMP.APPLY_MODEL: one model call, with every place edited while it lasts; the first of its kind in a
+        run is made once before that only to look."""
         options = transformer_options or {}
         rows = conditional_rows(len(x), options.get("cond_or_uncond"), x.device) if self.rows_matter else None
         hooks, attention_patch = self._editing()
@@ -175,12 +182,36 @@ class Patch:
             options = with_attention_patch(options, attention_patch)
         unet = executor.class_obj.diffusion_model
         unet = getattr(unet, "_orig_mod", unet)
-        with ExitStack() as stack:
-            call = stack.enter_context(self._during(_Call(noise_level(t), rows)))
-            for block, hook in hooks.items():
-                stack.enter_context(hooked(unet.get_submodule(self.paths[block]), hook))
-            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+        def run(call: _Call) -> torch.Tensor:
+            with ExitStack() as stack:
+                stack.enter_context(self._during(call))
+                for block, hook in hooks.items():
+                    stack.enter_context(hooked(unet.get_submodule(self.paths[block]), hook))
+                return executor(x, t, c_concat, c_crossattn, _copied(control) if call.looks else control, options,
+                                **kwargs)
+        call, key = _Call(noise_level(t), rows), _alike(x, options)
+        out = self._looked(call, key, x, run)
+        if out is None:
+            call.may = self.voting.open(key)
+            out = run(call)
+            if call.may is not None:
+                self.voting.count(key, call.strengths, call.sigma)
         self.tally.add(call.sigma, call.fired)
+        return out
+
+    def _looked(self, call: _Call, key: Hashable, x: torch.Tensor,
+                run: Callable[[_Call], torch.Tensor]) -> torch.Tensor | None:
+        """Let the places vote where that is to be done; the call's outcome where no concept is there."""
+        if not self.voting.begins(key, len(x), call.sigma, x.device):
+            return None
+        random, look = torch.get_rng_state(), _Call(call.sigma, call.conditional, looks=True)
+        out = run(look)
+        self.voting.count(key, look.strengths, call.sigma)
+        if not self.voting.idle(key):
+            torch.set_rng_state(random)
+            return None
+        call.fired = {block: part.new_zeros(part.shape[1], dtype=torch.bool) for block, part in look.strengths.items()}
         return out
 
     def _editing(self) -> tuple[dict[Block, Any], Any]:
@@ -217,14 +248,20 @@ class Patch:
         return hook
 
     def _edit(self, block: Block, output: torch.Tensor, x_in: torch.Tensor | None = None) -> torch.Tensor:
-        call = self._calls[threading.get_ident()]
-        erased = self.erasures[block](output, call.sigma, call.conditional, x_in)
+        call, erasure = self._calls[threading.get_ident()], self.erasures[block]
+        if call.looks:
+            call.strengths[block] = erasure.strengths(output, call.sigma, x_in)
+            return output
+        erased = erasure(output, call.sigma, call.conditional, x_in, call.may and call.may[block])
         call.fired[block] = call.fired[block] | erased.fired if block in call.fired else erased.fired
+        if call.may:
+            call.strengths[block] = erased.strengths
         return erased.out
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """WrappersMP.OUTER_SAMPLE: one sampling run; an erasure that never happened is an error, not a picture."""
         self.tally = Tally()
+        self.voting.forget()
         self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))
         log.info("%s", self.plan())
         out = executor(*args, **kwargs)
@@ -258,6 +295,16 @@ class Patch:
 
     def plan(self) -> str:
         return "SAEmnesia: " + "; ".join(item.plan() for item in self.edits)
+
+
+def _alike(x: torch.Tensor, options: Mapping[str, Any]) -> Hashable:
+    """The same for two calls of a run whose rows mean the same: the host says which prompts they are."""
+    return len(x), tuple(options.get("uuids") or ()), tuple(options.get("cond_or_uncond") or ()), x.device
+
+
+def _copied(control: dict[str, list] | None) -> dict[str, list] | None:
+    """What a ControlNet hands to a call, which uses it up."""
+    return control and {name: [*parts] for name, parts in control.items()}
 
 
 def _became(item: SaeEdits, fired: dict[str, int], steps: int, why: str) -> list[feedback.Concept]:

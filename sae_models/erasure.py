@@ -145,9 +145,11 @@ def _logs(sigmas: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class Erased(NamedTuple):
-    """The edited map, and per row of every edit whether it fired anywhere [edits' F in order], on the map's device."""
+    """The edited map, and per row of every edit [edits' F in order] whether it fired anywhere and was let, on the map's
+    device; strengths [B, F]: mean over the map of z, where some may not fire."""
     out: Tensor
     fired: Tensor
+    strengths: Tensor | None = None
 
 
 class _Put(NamedTuple):
@@ -187,32 +189,39 @@ class Erasure:
         return [label for edit in self.edits for label in edit.labels]
 
     def __call__(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
-                 x_in: Tensor | None = None) -> Erased:
+                 x_in: Tensor | None = None, may: Tensor | None = None) -> Erased:
         """Edit a map [B, d_in, H, W], or tokens [B, N, d_in]. x itself is left as it is.
 
         sigma: noise level of this call; conditional: bool [B], None when all rows are; x_in: the block's input, for
-        a residual SAE.
+        a residual SAE; may: bool [B, F], which rows of the edits may fire in which rows of x, None when all may.
         """
         rows = sum(len(edit.names) for edit in self.edits)
         if not any(_may_act(edit, sigma) for edit in self.edits):
             return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device))
-        acts = self.activations(x, sigma, conditional, x_in)
+        acts, strengths = self.activations(x, sigma, conditional, x_in), None
+        if may is not None:
+            strengths, sizes = _over_the_map(acts), [len(edit.names) for edit in self.edits]
+            acts = [z * part.to(z)[:, :, None] for z, part in zip(acts, may.split(sizes, 1), strict=True)]
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
-            return Erased(x, fired)
+            return Erased(x, fired, strengths)
         out = self._edited(x, acts, sigma)
-        return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired)
+        return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired, strengths)
+
+    def strengths(self, x: Tensor, sigma: float | NoiseLevel, x_in: Tensor | None = None) -> Tensor:
+        """Mean over the map of z of every edit's rows [B, F], whether or not the edit acts at this noise level."""
+        return _over_the_map(self.activations(x, sigma, None, x_in, always=True))
 
     def activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
-                    x_in: Tensor | None = None) -> list[Tensor]:
-        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act."""
+                    x_in: Tensor | None = None, always: bool = False) -> list[Tensor]:
+        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act; always: it acts."""
         columns = _columns(x) - _columns(x_in) if self.residual else _columns(x)
         acts = []
         for edit, placed in zip(self.edits, self._on(x), strict=True):
-            if not _may_act(edit, sigma):
+            if not always and not _may_act(edit, sigma):
                 acts.append(x.new_zeros(len(x), len(placed.bias), columns.shape[2]))
                 continue
-            threshold = _threshold(edit, placed, sigma).clamp_min(0).to(x)
+            threshold = _threshold(edit, placed, sigma, always).clamp_min(0).to(x)
             z = _pre_activations(columns, placed, x.ndim == 3)
             z = torch.where(z > threshold[:, None], z, 0)
             if edit.conditional_only and conditional is not None:
@@ -272,20 +281,25 @@ def _put(edit: Edit, device: torch.device) -> _Put | None:
 def _added(edit: Edit, put: _Put, sigma: float | NoiseLevel) -> Tensor:
     """What a swap puts for each unit of activation, [d_in]: the put concept as it fires on average where it is said,
     when the edit's rows together fire as they do on average where theirs is."""
-    usual = _at(edit.rows.statistics, put.own, sigma).sum().clamp_min(put.least)
-    return _at(edit.put.statistics, put.means, sigma) @ put.W_dec / usual
+    usual = at(edit.rows.statistics, put.own, sigma).sum().clamp_min(put.least)
+    return at(edit.put.statistics, put.means, sigma) @ put.W_dec / usual
 
 
-def _at(statistics: Statistics, table: Tensor, sigma: float | NoiseLevel) -> Tensor:
-    """[F] of a table [F, T]"""
+def at(statistics: Statistics, table: Tensor, sigma: float | NoiseLevel) -> Tensor:
+    """[F] of a table [F, T], as `Statistics.at` has it."""
     return sigma.at(statistics.sigmas, table) if isinstance(sigma, NoiseLevel) else statistics.at(sigma, table)
 
 
-def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel) -> Tensor:
+def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel, always: bool) -> Tensor:
     """[F]"""
-    if isinstance(sigma, NoiseLevel):
+    if isinstance(sigma, NoiseLevel) and not always:
         return sigma.threshold(edit, placed.thresholds)
-    return edit.rows.statistics.at(sigma, placed.thresholds)
+    return at(edit.rows.statistics, placed.thresholds, sigma)
+
+
+def _over_the_map(acts: Sequence[Tensor]) -> Tensor:
+    """[B, F of all] of every edit's z [B, F, N]."""
+    return torch.cat([z.mean(2) for z in acts], 1)
 
 
 def _columns(x: Tensor) -> Tensor:

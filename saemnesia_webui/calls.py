@@ -55,9 +55,15 @@ class Call:
         places = wanted or {}
         paths = dict(zip(places, hookpoint.paths(bare, [block.hookpoint for block in places]), strict=True))
         hooks, kwargs = taps.attach({block: bare.get_submodule(path) for block, path in paths.items()},
-                                    taps.keys(paths), edit, self.kwargs)
+                                    taps.keys(paths), edit, self._kept())
         try:
             return self.unet.forward(*self.args, **kwargs)
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _kept(self) -> dict:
+        """The keywords, with a copy of what Forge's ControlNet hands to a call, which uses it up."""
+        control = self.kwargs.get("control")
+        copied = {name: [*parts] for name, parts in control.items()} if isinstance(control, dict) else control
+        return self.kwargs | ({"control": copied} if control else {})

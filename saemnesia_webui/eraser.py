@@ -9,9 +9,11 @@ A job is armed for one run of the host. Where that run broke, nobody tells us: t
 """
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from sae_models import SaeError
@@ -19,6 +21,7 @@ from sae_models.adapter import CONDITIONAL_ONLY, Block
 from sae_models.erasure import NoiseLevel
 
 from . import taps
+from .calls import Call
 from .job import Job
 from .model import noise_of_call, unet_of
 from .rows import Rows
@@ -47,7 +50,7 @@ class Eraser:
         self._unet: nn.Module | None = None
         self._hooks: list = []
         self._place_hooks: list = []
-        self._rows = Rows()
+        self._rows, self._number = Rows(), 0
 
     def arm(self, job: Job, p: Any) -> None:
         """For the host's run that begins with `p`, and the passes inside it."""
@@ -79,7 +82,7 @@ class Eraser:
             return self.detach()
         try:
             job.announce(sd_model)
-            self._rows = Rows.of(params)
+            self._rows, self._number = Rows.of(params), 0
             self._attach(unet_of(sd_model))
         except Exception as error:  # nothing to hook: `finished` then refuses the picture
             job.fail(error)
@@ -120,9 +123,10 @@ class Eraser:
             self._refuse(job.error)
         only = job.settings.apply_to == CONDITIONAL_ONLY
         conditional = self._conditional(args[0], kwargs.get("transformer_options")) if only else None
-        job.fired = {}
+        job.fired, self._strengths = {}, {}
         self._unhook_places()
-        self._level = noise_of_call(job.fitted.levels, args, kwargs)
+        self._level, self._key = noise_of_call(job.fitted.levels, args, kwargs), self._alike(args[0], kwargs)
+        self._look(job, Call(unet, args, kwargs))
         editing = self._editing(job, self._level, conditional)
         self._place_hooks, kwargs = taps.attach(job.fitted.modules, job.fitted.attentions, editing, kwargs)
         return args, kwargs
@@ -135,13 +139,39 @@ class Eraser:
                                   "extension arranges them: set 'apply to' to 'both'"))
         return found
 
+    def _alike(self, x: Tensor, kwargs: dict) -> Hashable:
+        """The same for two calls of a run whose rows mean the same: those that come as early in an evaluation, with the
+        same rows."""
+        self._number += 1
+        options = kwargs.get("transformer_options") or {}
+        return self._number, len(x), tuple(options.get("cond_or_uncond") or ()), x.device
+
+    def _look(self, job: Job, call: Call) -> None:
+        """Let the places vote about a call, the first of its kind: it is made once only for that."""
+        voting, x = job.fitted.voting, call.args[0]
+        if not voting.begins(self._key, len(x), self._level, x.device):
+            return
+        strengths: dict[Block, Tensor] = {}
+
+        def tap(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
+            strengths[block] = job.fitted.erasures[block].strengths(output, self._level, x_in)
+            return output
+        random = torch.get_rng_state()
+        call.again({block: partial(tap, block) for block in job.fitted.erasures})
+        torch.set_rng_state(random)
+        voting.count(self._key, strengths, self._level)
+
     def _editing(self, job: Job, sigma: float | NoiseLevel, conditional: Tensor | None) -> taps.Editing:
+        may = job.fitted.voting.open(self._key)
+
         def edit(block: Block, output: Tensor, x_in: Tensor | None = None) -> Tensor:
             if conditional is not None and len(conditional) != len(output):
                 self._refuse(SaeError("cannot tell which rows of this block belong to the prompt: "
                                       "set 'apply to' to 'both'"))
             with taps.full_precision(output.device):
-                erased = job.fitted.erasures[block](output, sigma, conditional, x_in)
+                erased = job.fitted.erasures[block](output, sigma, conditional, x_in, may and may[block])
+            if may:
+                self._strengths[block] = erased.strengths
             job.fired[block] = job.fired[block] | erased.fired if block in job.fired else erased.fired
             job.pending = False
             return erased.out
@@ -154,6 +184,8 @@ class Eraser:
             return
         if len(self.job.fired) < len(self.job.fitted.erasures):
             self._refuse(self.job.not_run())
+        if self._strengths:
+            self.job.fitted.voting.count(self._key, self._strengths, self._level)
         self.job.tally.add(self._level, self.job.fired)
 
     def _refuse(self, error: SaeError) -> NoReturn:

@@ -19,6 +19,7 @@ from sae_models.adapter import (
     shown,
 )
 from sae_models.concepts import find, format_choices, mentioned
+from sae_models.voting import NOISY, Voting
 
 from . import files, taps
 from .model import NoiseLevels, checkpoint_of, family_of, noise_levels, unet_of
@@ -88,12 +89,14 @@ def paths_in(sd_model: Any, sae: LoadedSae) -> dict[Block, str]:
 
 @dataclass
 class Fitted:
-    """Edits on one loaded model: the module and the erasure of each place, and how the host calls an attention."""
+    """Edits on one loaded model: the module and the erasure of each place, how the host calls an attention, and how the
+    places voted in this run."""
     unet: nn.Module
     modules: dict[Block, nn.Module]
     levels: NoiseLevels
     erasures: dict[Block, Erasure]
     attentions: dict[tuple[str, int, int], Block]
+    voting: Voting
 
 
 @dataclass
@@ -126,6 +129,8 @@ class Job:
     def begin(self) -> None:
         """A batch starts: what was counted before was another one."""
         self.tally, self.pending, self.skipped = Tally(), False, False
+        if self.fitted:
+            self.fitted.voting.forget()
 
     def announce(self, sd_model: Any) -> None:
         """A model evaluation comes: fit the edit to the model that will run; what goes wrong is kept in `error`."""
@@ -159,7 +164,8 @@ class Job:
         window = {"start_sigma": levels.at_share(self.settings.start), "end_sigma": levels.at_share(self.settings.end)}
         erasures = {block: Erasure([replace(edit, **window) for edit in edits], residual=block.residual)
                     for block, edits in by_block(self.edits).items()}
-        return Fitted(unet, modules, levels, erasures, taps.keys({block: paths[block] for block in modules}))
+        attentions = taps.keys({block: paths[block] for block in modules})
+        return Fitted(unet, modules, levels, erasures, attentions, Voting(erasures, levels.at_share(NOISY)))
 
     def verdict(self, stopped: bool) -> SaeError | None:
         """After sampling: why the picture must not be shown as erased, or None; stopped: somebody interrupted it."""

@@ -57,18 +57,23 @@ def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str
     write(path, Sae(config), Header(config, hookpoint, base, False, concepts, made_on=made_on), statistics)
 
 
-def write_places(path: Path, widths: dict[str, int] | None = None, base: str = "sd15") -> None:
+def write_places(path: Path, widths: dict[str, int] | None = None, base: str = "sd15",
+                 usual: dict[str, float] | None = None) -> None:
     """A concept file with neurons at several places ({hookpoint: width}): at every cross-attention of the checkpoint's
-    UNet unless they are given. "noto style" is only at the first."""
+    UNet unless they are given. "noto style" is only at the first. usual: how strongly concepts are said to fire where
+    they are there, at two noise levels: then the places vote."""
     generator = torch.Generator().manual_seed(0)
     parts = []
     for number, (hookpoint, width) in enumerate((widths or dict.fromkeys(ATTENTIONS, 320)).items()):
         names = [name for name in (*FIRING, *SILENT) if number == 0 or name != "noto style"]
         count = len(names)
         thresholds = torch.tensor([[NEVER if name in SILENT else 0.0] for name in names])
+        means, sigmas = torch.ones(count, 1), (1.0,)
+        if usual:
+            means, sigmas = torch.tensor([[usual.get(name, 1.0)] * 2 for name in names]), (0.1, 10.0)
         rows = Rows(torch.randn(count, width, generator=generator) / width ** 0.5, torch.zeros(count),
                     torch.randn(count, width, generator=generator) / width ** 0.5,
-                    Statistics((1.0,), thresholds, torch.ones(count, 1)))
+                    Statistics(sigmas, thresholds.expand(-1, len(sigmas)), means))
         concepts = tuple(Concept(name, (i,), "style" if "style" in name else "object")
                          for i, name in enumerate(names))
         parts.append((Header(SaeConfig(width, count, count), hookpoint, base), Table(concepts, rows)))

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..adapter import Block
 from ..erasure import Edit, Erasure
 from ..table import Table
+from ..voting import Voting
 from .collect import HELD_OUT
 from .measuring import Effect
-from .painting import Painter, Step, Tap
+from .painting import Painter, Step
 
 STEPS = 6
 """Steps of a picture at which is measured, evenly over sampling."""
@@ -26,13 +28,14 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
     its job leaves the picture; others: prompts that do not say it.
     """
     painting = painter.painting
-    measured = {key: Effect() for key in erasers}
+    trials = {key: _Trial(eraser) for key, eraser in erasers.items()}
     kept = torch.linspace(0, painting.steps - 1, min(STEPS, painting.steps)).round().int().tolist()
     places = range(batch * painting.batch, (batch + 1) * painting.batch)
     pairs, rest = [said[i % len(said)] for i in places], [others[i % len(others)] for i in places]
     generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + HELD_OUT + batch)
-    painter.paint([without for _, without in pairs], generator, kept, partial(_look, erasers, measured, pairs, rest))
-    return measured
+    look = partial(_look, list(trials.values()), pairs, rest)
+    painter.paint([without for _, without in pairs], generator, kept, look)
+    return {key: trial.effect for key, trial in trials.items()}
 
 
 def ablating(blocks: Sequence[Block], tables: Sequence[Table]) -> Eraser:
@@ -43,15 +46,48 @@ def ablating(blocks: Sequence[Block], tables: Sequence[Table]) -> Eraser:
     return {block: erasure(block, part) for block, part in zip(blocks, tables, strict=True)}
 
 
-def _look(erasers: Mapping[float, Eraser], measured: Mapping[float, Effect], pairs: Sequence[tuple[str, str]],
-          rest: Sequence[str], step: Step) -> None:
-    texts = [text for text, _ in pairs], [without for _, without in pairs], list(rest)
-    said, without, other = (step.predict(part) for part in texts)
-    for key, eraser in erasers.items():
-        taps = {block: _tap(erasure, step.sigma) for block, erasure in eraser.items()}
-        erased, *left = (step.predict(part, taps) for part in texts)
-        measured[key].add(said, without, erased, torch.cat([without, other]), torch.cat(left))
+class _Trial:
+    """An eraser, with the votes of its places about the prompts of a batch, and what it did so far."""
+
+    def __init__(self, eraser: Eraser) -> None:
+        self.eraser, self.voting, self.effect = eraser, Voting(eraser), Effect()
+
+    def look(self, block: Block, sigma: float, found: dict[Block, Tensor], output: Tensor, x_in: Tensor | None) -> None:
+        if block in self.eraser:
+            found[block] = self.eraser[block].strengths(output, sigma, x_in)
+
+    def predict(self, step: Step, texts: Sequence[str], about: str) -> Tensor:
+        may, found = self.voting.open(about), {}
+
+        def edit(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
+            erased = self.eraser[block](output, step.sigma, None, x_in, may and may[block])
+            found[block] = erased.strengths
+            return erased.out
+        out = step.predict(texts, {block: partial(edit, block) for block in self.eraser})
+        if may:
+            self.voting.count(about, found, step.sigma)
+        return out
 
 
-def _tap(erasure: Erasure, sigma: float) -> Tap:
-    return lambda output, x_in: erasure(output, sigma, None, x_in).out
+def _look(trials: Sequence[_Trial], pairs: Sequence[tuple[str, str]], rest: Sequence[str], step: Step) -> None:
+    texts = {"said": [text for text, _ in pairs], "without": [without for _, without in pairs], "other": list(rest)}
+    plain = {about: _plain(trials, step, part, about) for about, part in texts.items()}
+    for trial in trials:
+        erased = {about: trial.predict(step, part, about) for about, part in texts.items()}
+        others, left = (torch.cat([of["without"], of["other"]]) for of in (plain, erased))
+        trial.effect.add(plain["said"], plain["without"], erased["said"], others, left)
+
+
+def _plain(trials: Sequence[_Trial], step: Step, texts: Sequence[str], about: str) -> Tensor:
+    """What the model predicts unedited; the first time the places of every trial vote about these prompts."""
+    asking = [trial for trial in trials if trial.voting.begins(about, len(texts), step.sigma, step.t.device)]
+    found: list[dict[Block, Tensor]] = [{} for _ in asking]
+
+    def look(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
+        for trial, strengths in zip(asking, found, strict=True):
+            trial.look(block, step.sigma, strengths, output, x_in)
+        return output
+    out = step.predict(texts, {block: partial(look, block) for trial in asking for block in trial.eraser})
+    for trial, strengths in zip(asking, found, strict=True):
+        trial.voting.count(about, strengths, step.sigma)
+    return out

@@ -23,7 +23,7 @@ STEPS, WARM, BATCH = 400, 40, 768
 RATE = 0.3
 """Adam's learning rate times d_in: a step moves every weight by the rate, so what a neuron sees in a token by up to
 d_in times as much; one that is moved too far at once fires no more, and then learns no more."""
-SILENCE = 20.0
+SILENCE = 5.0
 """How much more it counts where a neuron fires that the concept has no part in."""
 
 

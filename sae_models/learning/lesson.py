@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..concepts import Concept
 from ..errors import SaeError
+from .dressing import dressed
 from .painting import Painting
 from .prompts import Prompt, Subject, default_templates, expand, hold_out, parse_subjects
 
@@ -88,7 +89,8 @@ def search_for(wanted: Sequence[Subject], others: Sequence[Subject], templates: 
     prompts = expand(templates if templates.strip() else default_templates(subjects), subjects)
     painting = replace(painting, steps_kept=max(1, round(KEPT * painting.steps)))
     what = Lesson(subjects, prompts, painting, pictures).holding_out()
-    return Search(wanted, replace(what, prompts=_halved(what.prompts, len(wanted))))
+    learned, held_out = (dressed(part, subjects) for part in (what.prompts, what.held_out))
+    return Search(wanted, replace(what, prompts=_halved(learned, len(wanted)), held_out=held_out))
 
 
 def _halved(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

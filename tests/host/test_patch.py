@@ -152,6 +152,75 @@ def test_gpus_that_share_a_step_are_counted_as_one(unet, saes):
     assert made.tally.summary(names).endswith(f"of {len(SIGMAS)}: cat {len(SIGMAS)}")
 
 
+class Counted(Executor):
+    """How often the model is called; it uses up what a ControlNet hands it, and draws from the random numbers."""
+    calls = 0
+
+    def __call__(self, x, t, c_concat, c_crossattn, control, options, **kwargs):
+        self.calls += 1
+        torch.rand(1)
+        assert control["middle"].pop() == "hint"
+        return super().__call__(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def voters(unet, tmp_path_factory):
+    """cat is there wherever it fires, dog never: it is said to fire a thousand times as strongly."""
+    path = tmp_path_factory.mktemp("voters") / "voters.safetensors"
+    widths = {name: adapter.hookpoint.width(adapter.hookpoint.find(unet, name)) for name in ATTENTIONS}
+    write_places(path, widths, usual={"cat": 1e-3, "dog": 1e3})
+    return adapter.LoadedSae.read(path.name, path)
+
+
+@torch.no_grad()
+def run_of(unet, made, sigmas, uuids=("one", "other")) -> tuple[list[torch.Tensor], int]:
+    """The outputs of a run's calls, and how often the model was called."""
+    executor, outs = Counted(unet), []
+    x, context = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 4, 12, 12),
+                                                                                              (2, 7, 768)))
+    for sigma in sigmas:
+        t, options = torch.full((2,), sigma), {"cond_or_uncond": [0, 1], "uuids": [*uuids]}
+        outs.append(made.apply_model(executor, x, t, None, context, {"middle": ["hint"]}, options))
+    return outs, executor.calls
+
+
+def test_what_is_not_there_is_not_erased_and_costs_no_call(unet, voters):
+    plain, _ = run_of(unet, patched(unet, [voters], "rocket"), SIGMAS)
+    outs, calls = run_of(unet, made := patched(unet, [voters], "dog"), SIGMAS)
+    assert all(map(torch.equal, outs, plain)) and calls == len(SIGMAS)
+    assert made.tally.missed(made.erasures) == "" and made.tally.in_words(
+        {block: one.labels() for block, one in made.erasures.items()}) == "dog: in none"
+    late, _ = run_of(unet, patched(unet, [voters], "dog"), SIGMAS[-2:])
+    assert not torch.equal(late[0], plain[-2])  # a run that does not begin with noise is not voted on
+
+
+def test_what_is_there_costs_one_call_and_is_erased_in_all_of_them(unet, saes, voters):
+    unasked = patched(unet, [saes[1]], "cat")  # the same neurons in a file that does not say how strongly they fire
+    wanted, calls = run_of(unet, unasked, SIGMAS)
+    assert calls == len(SIGMAS)
+    torch.manual_seed(0)
+    outs, calls = run_of(unet, made := patched(unet, [voters], "cat, dog"), SIGMAS)
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(outs, wanted, strict=True)) and calls == len(SIGMAS) + 1
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    torch.rand(len(SIGMAS))
+    assert torch.equal(drawn, torch.rand(1))  # a look leaves the random numbers where they were
+    assert run_of(unet, made, SIGMAS[:1])[1] == 1  # in the same run
+    assert run_of(unet, made, SIGMAS[:1], ("one", "third"))[1] == 2  # another prompt
+    made.voting.forget()
+    assert run_of(unet, made, SIGMAS[:1])[1] == 2
+
+
+def test_a_gpu_is_waited_for_in_the_first_call_of_a_run_only(voters, unet):
+    made, width = patched(unet, [voters], "cat, dog"), voters.headers[0].config.d_in
+    with Devices() as devices:
+        call_on("meta:0", devices, made, width, 14.0)
+        devices.waits.clear()
+        for sigma in SIGMAS:
+            call_on("meta:0", devices, made, width, sigma)
+        assert devices.waits == []
+
+
 def patcher_of(unet, config=None):
     holder = torch.nn.Module()
     holder.diffusion_model, holder.model_sampling = unet, comfy.model_sampling.ModelSamplingDiscrete()

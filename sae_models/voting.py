@@ -1,0 +1,110 @@
+"""Whether a concept is there at all: its places tell together what each of them may get wrong.
+
+Where a prompt does not say a concept, one or two of its places fire all the same, now and then strongly enough that
+another picture is painted; where it does, nearly all of them fire. So the first call of a run is made once only to
+look, unedited, and each concept's places vote:
+
+    share = mean over the map of z, all of the concept's neurons at a place / what it is where the concept is said
+    vote  = (mean over places of sqrt(min(share, 1)))^2 >= BAR
+
+By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. A
+concept that is voted out does nothing in that run, until a later call votes it in. Concepts at fewer than `QUORUM`
+places, those of files that do not say how strongly they fire at several noise levels, and runs that do not begin with
+noise, in which a small thing fires in little of the map, are not voted on: they act wherever they fire.
+"""
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .adapter import Block
+from .concepts import Statistics
+from .erasure import Erasure, NoiseLevel, at
+
+QUORUM = 3
+"""Places from which on there is a vote."""
+BAR = 0.08
+"""The vote from which on a concept is there."""
+NOISY = 0.25
+"""A run begins with noise where its first call is within that share of sampling."""
+
+
+class Voting:
+    """The votes of sampling runs. noisy: the noise level from which on is voted; owners: whose each row of a place's
+    edits is, that of its label unless given."""
+
+    def __init__(self, erasures: Mapping[Block, Erasure], noisy: float = 0.0,
+                 owners: Mapping[Block, Sequence[Hashable]] | None = None) -> None:
+        owners = owners or {block: erasure.labels() for block, erasure in erasures.items()}
+        self.noisy, self.counts = noisy, {block: len(owners[block]) for block in erasures}
+        parts = [edit.rows.statistics for erasure in erasures.values() for edit in erasure.edits]
+        rows = [(place, owner) for place, block in enumerate(erasures) for owner in owners[block]]
+        told = [len(part.sigmas) > 1 for part in parts for _ in part.means]
+        places = Counter(owner for _, owner in {row for row, tells in zip(rows, told, strict=True) if tells})
+        asked = [owner for owner, count in places.items() if count >= QUORUM]
+        self.voters = voters = {owner: number for number, owner in enumerate(asked)}
+        self.size = len(erasures), len(voters) + 1
+        self.cells = torch.tensor([place * self.size[1] + voters.get(owner, len(voters)) for place, owner in rows])
+        self.heard = torch.tensor([*(places[owner] for owner in voters), 1])
+        self.usual, self._unasked = _joined(parts), any(owner not in voters for _, owner in rows)
+        self._open: dict[Hashable, Tensor] = {}
+        self._there: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def forget(self) -> None:
+        """A run begins."""
+        self._open.clear()
+
+    def begins(self, key: Hashable, rows: int, sigma: float | NoiseLevel, device: torch.device) -> bool:
+        """Whether this call, the first one of its kind, is to be made once only to look. key: the same for calls whose
+        rows mean the same. Where the noise level is on a device, the first call waits for it."""
+        if self.size[1] == 1 or key in self._open:
+            return False
+        level = float(sigma.sigma) if isinstance(sigma, NoiseLevel) else sigma
+        self._open[key] = torch.full((rows, self.size[1]), level < self.noisy, device=device)
+        self._open[key][:, -1] = True
+        return level >= self.noisy
+
+    def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> None:
+        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran."""
+        self._open[key] = self._open[key] | (self.votes(strengths, sigma) >= BAR)
+
+    def votes(self, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> Tensor:
+        """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place
+        that did not run votes 0."""
+        some = next(iter(strengths.values()))
+        cells, heard, means = self._on(some.device)
+        z = torch.cat([strengths[block] if block in strengths else some.new_zeros(len(some), count)
+                       for block, count in self.counts.items()], 1)
+        fired, usual = (self._by_owner(part, cells) for part in (z.float(), at(self.usual, means, sigma)[None]))
+        return ((fired / usual.clamp_min(1e-6)).clamp(0, 1).sqrt().sum(1) / heard).square()
+
+    def open(self, key: Hashable) -> dict[Block, Tensor] | None:
+        """{place: which rows of its edits may fire in which rows of such a call, [B, F]}; None where all may."""
+        if self.size[1] == 1:
+            return None
+        cells = self._on(self._open[key].device)[0]
+        rows = self._open[key].index_select(1, cells % self.size[1])
+        return dict(zip(self.counts, rows.split([*self.counts.values()], 1), strict=True))
+
+    def idle(self, key: Hashable) -> bool:
+        """Whether no concept is there, so that the look's own outcome is the call's; waits for a GPU."""
+        votes = self._open[key]
+        return not bool((votes if self._unasked else votes[:, :-1]).any())
+
+    def _by_owner(self, rows: Tensor, cells: Tensor) -> Tensor:
+        """Sums of rows [B, all F] over a concept's rows at each place: [B, places, concepts]."""
+        places, owners = self.size
+        return rows.new_zeros(len(rows), places * owners).index_add(1, cells, rows).view(-1, places, owners)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if device not in self._there:
+            self._there[device] = self.cells.to(device), self.heard.to(device), self.usual.means.to(device)
+        return self._there[device]
+
+
+def _joined(parts: Sequence[Statistics]) -> Statistics:
+    """The rows of all, at every noise level that one of them has."""
+    sigmas = tuple(sorted({sigma for part in parts for sigma in part.sigmas}))
+    means = torch.cat([torch.stack([part.at(sigma, part.means) for sigma in sigmas], 1) for part in parts])
+    return Statistics(sigmas, means, means)

@@ -1,0 +1,137 @@
+"""Whether a concept is there: places that err one by one do not have it erased, all of them together do."""
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stand_in_device import Devices
+
+from sae_models.adapter import Block, noise_level
+from sae_models.concepts import Statistics
+from sae_models.erasure import Edit, Erasure
+from sae_models.formats import Rows
+from sae_models.voting import BAR, QUORUM, Voting
+
+LEVELS, D_IN, N = (0.1, 5.0), 8, 6
+PLACES = [Block(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", False) for i in range(6)]
+
+
+def edit(names: tuple[str, ...], seed: int, levels: tuple[float, ...] = LEVELS) -> Edit:
+    """Each neuron reads one channel; its mean is 1 at the first noise level and 2 at the last."""
+    rows = torch.eye(D_IN)[:len(names)]
+    means = torch.linspace(1, 2, len(levels)).expand(len(names), -1)
+    return Edit(names, Rows(rows, torch.zeros(len(names)), rows, Statistics(levels, torch.zeros_like(means), means)),
+                torch.ones(len(names)))
+
+
+def erasures(names: tuple[str, ...] = ("cat", "dog"), count: int = len(PLACES), **options) -> dict[Block, Erasure]:
+    return {block: Erasure([edit(names, i, **options)]) for i, block in enumerate(PLACES[:count])}
+
+
+def vote(voting: Voting, strengths: dict[Block, torch.Tensor], sigma: float = 5.0, key: str = "run") -> torch.Tensor:
+    """Which rows of the first place may fire after a first call with these activations."""
+    rows = len(next(iter(strengths.values())))
+    assert voting.begins(key, rows, sigma, torch.device("cpu"))
+    voting.count(key, strengths, sigma)
+    return voting.open(key)[PLACES[0]]
+
+
+def fired(*by_place: tuple[float, float]) -> dict[Block, torch.Tensor]:
+    """Of one row: how strongly cat and dog fire at each place."""
+    return {block: torch.tensor([list(z)]) for block, z in zip(PLACES, by_place, strict=True)}
+
+
+def test_one_place_that_fires_strongly_does_not_make_a_concept_but_all_that_fire_weakly_do():
+    found = vote(Voting(erasures()), fired((9.0, 0.4), *[(0.0, 0.4)] * 5))
+    assert found.tolist() == [[False, True]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 3), min_size=6, max_size=6), min_size=3, max_size=3), st.sampled_from([0.1, 5.0]))
+def test_the_vote_is_the_square_of_the_mean_root_of_each_places_share(rows, sigma):
+    usual = 1.0 if sigma == 0.1 else 2.0
+    wanted = [[sum((min(z / usual, 1)) ** 0.5 for z in row) / len(row)] for row in rows]
+    strengths = {block: torch.tensor([[row[i]] for row in rows]) for i, block in enumerate(PLACES)}
+    found = vote(Voting(erasures(("cat",))), strengths, sigma)
+    for one, share in zip(found.tolist(), wanted, strict=True):
+        if abs(share[0] ** 2 - BAR) > 1e-4:
+            assert one == [share[0] ** 2 >= BAR]
+
+
+def test_a_concepts_neurons_at_a_place_count_together():
+    both = {block: Erasure([edit(("cat", "cat"), i)]) for i, block in enumerate(PLACES)}
+    strengths = {block: torch.tensor([[0.0, 2 * 2 * 0.9 * BAR], [0.0, 2 * 2 * 1.1 * BAR]]) for block in PLACES}
+    assert vote(Voting(both), strengths).tolist() == [[False, False], [True, True]]
+
+
+def test_who_is_at_too_few_places_or_says_nothing_of_its_noise_levels_acts_wherever_it_fires():
+    assert Voting(erasures(count=QUORUM - 1)).open("run") is None
+    assert Voting(erasures(levels=(1.0,))).open("run") is None
+    assert not Voting(erasures(count=1)).begins("run", 2, 14.0, torch.device("cpu"))
+    mixed = erasures()
+    mixed[PLACES[0]] = Erasure([*mixed[PLACES[0]].edits, edit(("rose",), 9)])
+    voting = Voting(mixed)
+    assert vote(voting, {block: torch.zeros(2, len(e.labels())) for block, e in mixed.items()}).tolist() == \
+        [[False, False, True]] * 2
+    assert not voting.idle("run")
+
+
+def test_a_run_that_does_not_begin_with_noise_is_not_voted_on():
+    voting = Voting(erasures(), noisy=4.0)
+    assert not voting.begins("late", 2, 3.9, torch.device("cpu")) and voting.open("late")[PLACES[0]].all()
+    assert voting.begins("early", 2, 4.0, torch.device("cpu")) and not voting.open("early")[PLACES[0]].any()
+
+
+def test_a_later_call_lets_in_and_none_puts_out_and_the_next_run_begins_anew():
+    voting, silent, loud = Voting(erasures()), fired(*[(0.0, 0.0)] * 6), fired(*[(1.0, 0.0)] * 6)
+    assert vote(voting, silent).tolist() == [[False, False]] and voting.idle("run")
+    voting.count("run", loud, 1.0)
+    voting.count("run", silent, 1.0)
+    assert voting.open("run")[PLACES[3]].tolist() == [[True, False]] and not voting.idle("run")
+    voting.forget()
+    assert vote(voting, silent).tolist() == [[False, False]]
+
+
+def test_places_that_did_not_run_vote_against():
+    strengths = dict(list(fired(*[(2.0, 0.0)] * 6).items())[:1])
+    assert vote(Voting(erasures()), strengths).tolist() == [[False, False]]
+
+
+def test_files_with_other_noise_levels_vote_by_their_own():
+    mixed = erasures(("cat",))
+    other = {block: edit(("rose",), 1, levels=(0.1, 0.7, 5.0)) for block in PLACES}
+    mixed = {block: Erasure([*erasure.edits, other[block]]) for block, erasure in mixed.items()}
+    edge = 1.5 * BAR  # at 0.7 rose's mean is 1.5, and cat's 1.5 about halfway in log sigma
+    for share, wanted in ((0.95, False), (1.05, True)):
+        strengths = {block: torch.tensor([[0.0, share * edge]]) for block in PLACES}
+        assert vote(Voting(mixed), strengths, 0.7).tolist() == [[False, wanted]]
+
+
+def test_what_may_not_fire_changes_nothing_and_its_strength_is_told_all_the_same():
+    x, erasure = torch.rand(2, N, D_IN) + 0.5, Erasure([edit(("cat", "dog"), 0)])
+    may = torch.tensor([[False, True], [True, True]])
+    out = erasure(x, 5.0, may=may)
+    assert torch.equal(out.out[1], erasure(x, 5.0).out[1])
+    assert torch.equal(out.out[0, :, 0], x[0, :, 0]) and not torch.equal(out.out[0, :, 1], x[0, :, 1])
+    assert torch.allclose(out.strengths, x[:, :, :2].mean(1))
+    none = erasure(x, 5.0, may=torch.zeros_like(may))
+    assert none.out is x and not none.fired.any()
+    late = Erasure([replace(edit(("cat",), 0), start_sigma=1.0)])
+    assert torch.allclose(late.strengths(x, 5.0), x[:, :, :1].mean(1))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 14.0])
+def test_a_gpu_is_waited_for_once_and_finds_the_same(sigma):
+    strengths = {block: torch.rand(3, 2, generator=torch.Generator().manual_seed(i)) * 0.4
+                 for i, block in enumerate(PLACES)}
+    voting, wanted = Voting(erasures()), vote(Voting(erasures()), strengths, sigma)
+    with Devices() as devices:
+        there, level = devices.put(torch.zeros(3)), noise_level(devices.put(torch.full((3,), sigma)))
+        assert voting.begins("run", 3, level, there.device)
+        voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)
+        devices.waits.clear()
+        voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)
+        found = voting.open("run")[PLACES[0]]
+        assert not voting.begins("run", 3, level, there.device) and devices.waits == []
+        assert found.held.tolist() == wanted.tolist()
