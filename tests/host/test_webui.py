@@ -31,6 +31,8 @@ import comfy.ops  # isort: skip
 
 SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
 SAE, BLOCK, PLACES = "animals.safetensors", "up_blocks.0.attentions.1", "places.safetensors"
+VOTERS = "voters.safetensors"
+"""The neurons of PLACES: cat is there wherever it fires, dog never: it is said to fire a thousand times as strongly."""
 CAT = (True, SAE, "cat")
 CASES = {
     "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
@@ -48,8 +50,9 @@ def models(tmp_path_factory) -> Path:
     write_sae(folder / "sae" / SAE, d_in=64)
     write_sae(folder / "sae" / "folder" / "sdxl.safetensors", d_in=64, base="sdxl")
     unet = new_unet()
-    write_places(folder / "sae" / PLACES, {name: hookpoint.width(hookpoint.find(unet, name))
-                                           for name in [*hookpoint.cross_attentions(unet), BLOCK]})
+    widths = {name: hookpoint.width(hookpoint.find(unet, name)) for name in [*hookpoint.cross_attentions(unet), BLOCK]}
+    write_places(folder / "sae" / PLACES, widths)
+    write_places(folder / "sae" / VOTERS, widths, usual={"cat": 1e-3, "dog": 1e3})
     return folder
 
 
@@ -145,6 +148,57 @@ def test_erasure_is_that_of_the_core_in_forge(forge, models, options, apply_to):
     erased = forge.generate({"sae": SAE, "concepts": "cat", "apply_to": apply_to}, **options)
     assert same(erased, wanted) and forge.errors == []
     assert not same(erased, forge.generate(use_script=False, **options))
+
+
+VOTED = {name: options for name, options in CASES.items() if name not in ("NGMS", "early")}
+"""Without those in which rows come or go later in a run: that is not voted on."""
+
+
+def forwards(host: Webui) -> list:
+    """The batch of every call of the UNet from now on."""
+    unet, calls = unet_of(host), []
+    forward = unet.forward
+
+    def counted(x, *args, **kwargs):
+        calls.append(len(x))
+        return forward(x, *args, **kwargs)
+    unet.forward = counted
+    return calls
+
+
+@pytest.mark.parametrize("name", ["webui", "patched_forge"])
+@pytest.mark.parametrize("options", VOTED.values(), ids=VOTED)
+def test_what_is_not_there_is_not_erased_and_what_is_costs_a_call_of_each_kind(request, name, options):
+    host = request.getfixturevalue(name)
+    calls = forwards(host)
+    plain = host.generate(use_script=False, **options)
+    once, calls[:] = len(calls), []
+    assert same(host.generate(True, VOTERS, "dog", **options), plain)
+    kinds, runs = len(calls) - once, options.get("n_iter", 1)
+    assert runs <= kinds <= 3 * runs and host.errors == []
+    calls.clear()
+    assert same(host.generate(True, VOTERS, "cat", **options), host.generate(True, PLACES, "cat", **options))
+    assert len(calls) == 2 * once + kinds
+
+
+def test_a_concept_that_the_prompt_comes_to_later_is_erased_from_then_on(webui):
+    """A1111 edits prompts on the way, `[cat:dog:0.5]`: what is voted in late is in from the next call."""
+    job = webui.module.ERASER
+    before, unet = type(job)._before, unet_of(webui)
+    plain = webui.generate(use_script=False)
+
+    def late(eraser, module, args, kwargs):
+        seen = eraser.job.fitted.voting
+        if not hasattr(seen, "asked"):
+            seen.asked = seen.begins
+            seen.begins = lambda key, rows, sigma, device: (seen.asked(key, rows, sigma, device), False)[1]
+        return before(eraser, module, args, kwargs)
+    job._before = lambda *args: late(job, *args)
+    try:
+        assert not same(webui.generate(True, VOTERS, "cat"), plain) and hooks(unet) == 0
+        assert same(webui.generate(True, VOTERS, "dog"), plain)
+    finally:
+        del job._before
 
 
 def test_and_of_two_texts_beside_one_is_erased(webui, models):
@@ -935,7 +989,7 @@ def test_files_below_the_folder_are_listed_and_none_beside_it(webui, models):
     from saemnesia_webui import files
     (models / "sae" / "animals.activations").mkdir()
     (models / "sae" / "animals.activations" / "maps-00000.safetensors").touch()
-    assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors", PLACES]
+    assert files.names(models) == ["animals.safetensors", "folder/sdxl.safetensors", PLACES, VOTERS]
     assert files.names(models / "nowhere") == []
 
 
