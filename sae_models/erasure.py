@@ -290,7 +290,7 @@ def at(statistics: Statistics, table: Tensor, sigma: float | NoiseLevel) -> Tens
     return sigma.at(statistics.sigmas, table) if isinstance(sigma, NoiseLevel) else statistics.at(sigma, table)
 
 
-def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel, always: bool) -> Tensor:
+def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel, always: bool = False) -> Tensor:
     """[F]"""
     if isinstance(sigma, NoiseLevel) and not always:
         return sigma.threshold(edit, placed.thresholds)
