@@ -44,14 +44,15 @@ def _shown(looking: Looking, maps: Tensor | None) -> list[tuple[str, Tensor]]:
 
 
 def over(picture: Image.Image, one: Tensor, name: str, font: Font, box: Box | None = None) -> Image.Image:
-    """The picture with a concept's map [h, w] laid over it, and its name."""
+    """The picture with a concept's map [h, w] laid over it, and its name: alone, where more would be cut off."""
     share = placed(one, picture.size, box)
     pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
     heat = (255 * concept_map.heat(pixels[None], share[None])[0]).round().byte()
     image = Image.fromarray(heat.numpy())
     size = max(SMALLEST, picture.width // LETTERS)
-    ImageDraw.Draw(image).text((size // 2, size // 3), concept_map.report([name], share[None, None], THRESHOLD),
-                               "white", font(size), stroke_width=max(1, size // 10), stroke_fill="black")
+    draw, letters, said = ImageDraw.Draw(image), font(size), concept_map.report([name], share[None, None], THRESHOLD)
+    said = said if draw.textlength(said, letters) <= picture.width - size else name
+    draw.text((size // 2, size // 3), said, "white", letters, stroke_width=max(1, size // 10), stroke_fill="black")
     return image
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fake_webui import Processing, Webui, hooks, sd_model, sigma_at, unet_of
-from PIL import Image
+from PIL import Image, ImageDraw
 from small_model import write_sae
 from webui_model import UNET, random_unet
 
@@ -262,6 +262,15 @@ def test_of_what_was_painted_of_a_larger_picture_the_map_lies_where_it_was(webui
     made = np.asarray(webui.module.heat.over(picture, one, "", webui.module.host.font, (30, 20, 40, 20)), int)
     hot = np.ptp(made, axis=2) > 60
     assert hot[22:38, 32:68].all() and not hot[:, :30].any() and not hot[:, 70:].any() and not hot[40:].any()
+
+
+@pytest.mark.parametrize(("side", "says"), [(512, "cat: 100% of the picture"), (96, "cat")])
+def test_on_a_small_picture_stands_the_name_alone(webui, monkeypatch, side, says):
+    written, draw = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *args, **kw: (
+        written.append(text), draw(self, at, text, *args, **kw)))
+    webui.module.heat.over(Image.new("RGB", (side, side)), torch.ones(12, 12), "cat", webui.module.host.font)
+    assert written == [says]
 
 
 def test_an_inpainting_models_other_channels_stay_clean(webui):
