@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -38,7 +39,9 @@ from sae_models import (
     table,
     write,
 )
+from sae_models.adapter import Block
 from sae_models.formats import read_rows_at
+from sae_models.voting import Voting
 
 RESULTS = Path(__file__).with_name("results") / "overhead.json"
 D_IN, D_SAE, K = 1280, 20480, 32
@@ -54,11 +57,12 @@ Hook = Callable[[torch.nn.Module, tuple, torch.Tensor], torch.Tensor]
 Hooks = list[tuple[torch.nn.Module, Hook]]
 
 
-def erasure(sae: Sae, count: int) -> Erasure:
-    """An erasure of `count` concepts that fire on about half of all tokens."""
+def erasure(sae: Sae, count: int, levels: tuple[float, ...] = (1.0,)) -> Erasure:
+    """An erasure of `count` concepts that fire on about half of all tokens; the file has these noise levels."""
     W_enc, rows = sae.encoder.weight[:count].detach(), slice(count)
     bias = sae.encoder.bias[rows].detach() - W_enc @ sae.b_dec.detach()
-    rows = Rows(W_enc, bias, sae.W_dec[rows].detach(), Statistics.unknown(count))
+    rows = Rows(W_enc, bias, sae.W_dec[rows].detach(),
+                Statistics(levels, torch.zeros(count, len(levels)), torch.ones(count, len(levels))))
     return Erasure([Edit(tuple(f"c{i}" for i in range(count)), rows, torch.ones(count), Actuator.ABLATE)])
 
 
@@ -72,10 +76,29 @@ def papers(sae: Sae) -> Hook:
     return DenseHook(*weights, K, [0], torch.ones(1), torch.ones(1, 1), torch.zeros(1, 1), -1.0)
 
 
-def at_cross_attentions(unet: torch.nn.Module, count: int) -> Hooks:
-    """`count` concepts with a neuron at every cross-attention."""
-    modules = [unet.get_submodule(path) for path in hookpoint.cross_attentions(unet).values()]
-    return [(module, ours(Sae(SaeConfig(hookpoint.width(module), max(COUNTS), 1)), count)) for module in modules]
+class EveryPlace:
+    """`count` concepts with a neuron at every cross-attention, which vote in every call as the hosts let them."""
+
+    def __init__(self, unet: torch.nn.Module, count: int, rows: int = 2) -> None:
+        self.modules = {Block(name, False): unet.get_submodule(path)
+                        for name, path in hookpoint.cross_attentions(unet).items()}
+        self.erasures = {block: erasure(Sae(SaeConfig(hookpoint.width(module), max(COUNTS), 1)), count, (0.1, 10.0))
+                         for block, module in self.modules.items()}
+        self.voting, self.strengths = Voting(self.erasures, noisy=2.0), {}
+        self.voting.begins("run", rows, 1.0, torch.device("cpu"))
+
+    def hooks(self) -> Hooks:
+        return [(module, partial(self.edit, block)) for block, module in self.modules.items()]
+
+    def edit(self, block: Block, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        if not self.strengths:
+            self.may = self.voting.open("run")
+        erased = self.erasures[block](output, 1.0, None, None, self.may[block])
+        self.strengths[block] = erased.strengths
+        if len(self.strengths) == len(self.erasures):
+            self.voting.count("run", self.strengths, 1.0)
+            self.strengths = {}
+        return erased.out
 
 
 def timed(call: Callable[[], object], hooks: Hooks) -> float:
@@ -110,7 +133,7 @@ def new_unet(config: dict) -> torch.nn.Module:
 
 
 def everywhere(unet: torch.nn.Module) -> dict[str, Hooks]:
-    return {f"all cross-attentions, {n} concept{'s' * (n > 1)}": at_cross_attentions(unet, n) for n in COUNTS}
+    return {f"all cross-attentions, {n} concept{'s' * (n > 1)}": EveryPlace(unet, n).hooks() for n in COUNTS}
 
 
 def whole_step(hooks: dict[str, Hook], rounds: int) -> dict[str, dict]:

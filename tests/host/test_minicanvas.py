@@ -49,12 +49,16 @@ def test_what_is_swapped_is_painted_as_the_other_and_the_rest_of_the_scene_stays
     assert seen["new"] > 70 and seen["old"] < 20 and seen["kept"] > 80
 
 
-def test_a_picture_without_the_concept_hardly_changes(host):
-    task = table.task_of("cat")
-    task = replace(task, shots=tuple(shot for shot in task.shots if not task.says(shot)))
-    plain, erased = (paint(host, bench.METHODS[name], task, SEED) for name in ("none", "ours"))
-    change = (plain - erased).abs().flatten(1).mean(1)
-    assert change.median() < 0.01 and change.mean() < 0.05
+def unsaid(task: table.Task) -> table.Task:
+    return replace(task, shots=tuple(shot for shot in task.shots if not task.says(shot)))
+
+
+@pytest.mark.parametrize("task", [table.task_of("cat"), table.several("object", 9, 3, range(24))[2]],
+                         ids=["one", "nine at once"])
+def test_a_picture_without_the_concept_is_the_same_to_the_bit(host, task):
+    plain, erased = (paint(host, bench.METHODS[name], unsaid(task), SEED) for name in ("none", "ours"))
+    changed = (plain - erased).abs().flatten(1).amax(1) > 0
+    assert changed.float().mean() <= 0.15
 
 
 def test_a_concept_found_without_an_sae_says_what_it_removes(host):
