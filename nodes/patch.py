@@ -39,7 +39,7 @@ from ..sae_models.concepts import Choice, format_choices
 from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
-from ..sae_models.voting import NOISY, Voting
+from ..sae_models.voting import NOISY, Voting, rows_of
 from . import feedback
 from .family import family_of
 from .said import warn
@@ -195,7 +195,7 @@ class Patch:
         if out is None:
             call.may = self.voting.open(key)
             out = run(call)
-            if call.may is not None:
+            if call.strengths:
                 self.voting.count(key, call.strengths, call.sigma)
         self.tally.add(call.sigma, call.fired)
         return out
@@ -252,9 +252,10 @@ class Patch:
         if call.looks:
             call.strengths[block] = erasure.strengths(output, call.sigma, x_in)
             return output
-        erased = erasure(output, call.sigma, call.conditional, x_in, call.may and call.may[block])
+        may = rows_of(call.may, block, output)
+        erased = erasure(output, call.sigma, call.conditional, x_in, may)
         call.fired[block] = call.fired[block] | erased.fired if block in call.fired else erased.fired
-        if call.may:
+        if may is not None:
             call.strengths[block] = erased.strengths
         return erased.out
 

@@ -66,8 +66,13 @@ class Voting:
         return level >= self.noisy
 
     def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> None:
-        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran."""
-        self._open[key] = self._open[key] | (self.votes(strengths, sigma) >= BAR)
+        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran. Where a place
+        has other rows than the call, because something else arranges them, all are let in."""
+        opened = self._open[key]
+        if all(len(rows) == len(opened) for rows in strengths.values()):
+            self._open[key] = opened | (self.votes(strengths, sigma) >= BAR)
+        else:
+            self._open[key] = torch.ones_like(opened)
 
     def votes(self, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> Tensor:
         """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place
@@ -101,6 +106,12 @@ class Voting:
         if device not in self._there:
             self._there[device] = self.cells.to(device), self.heard.to(device), self.usual.means.to(device)
         return self._there[device]
+
+
+def rows_of(opened: Mapping[Block, Tensor] | None, block: Block, output: Tensor) -> Tensor | None:
+    """What of `Voting.open` is for a place that puts out so many rows; None where all may fire."""
+    rows = opened and opened[block]
+    return rows if rows is not None and len(rows) == len(output) else None
 
 
 def _joined(parts: Sequence[Statistics]) -> Statistics:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
 from sae_models.erasure import NoiseLevel
+from sae_models.voting import rows_of
 
 from . import taps
 from .calls import Call
@@ -168,9 +169,10 @@ class Eraser:
             if conditional is not None and len(conditional) != len(output):
                 self._refuse(SaeError("cannot tell which rows of this block belong to the prompt: "
                                       "set 'apply to' to 'both'"))
+            mine = rows_of(may, block, output)
             with taps.full_precision(output.device):
-                erased = job.fitted.erasures[block](output, sigma, conditional, x_in, may and may[block])
-            if may:
+                erased = job.fitted.erasures[block](output, sigma, conditional, x_in, mine)
+            if mine is not None:
                 self._strengths[block] = erased.strengths
             job.fired[block] = job.fired[block] | erased.fired if block in job.fired else erased.fired
             job.pending = False

@@ -11,7 +11,7 @@ from sae_models.adapter import Block, noise_level
 from sae_models.concepts import Statistics
 from sae_models.erasure import Edit, Erasure
 from sae_models.formats import Rows
-from sae_models.voting import BAR, QUORUM, Voting
+from sae_models.voting import BAR, QUORUM, Voting, rows_of
 
 LEVELS, D_IN, N = (0.1, 5.0), 8, 6
 PLACES = [Block(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", False) for i in range(6)]
@@ -96,6 +96,18 @@ def test_a_later_call_lets_in_and_none_puts_out_and_the_next_run_begins_anew():
 def test_places_that_did_not_run_vote_against():
     strengths = dict(list(fired(*[(2.0, 0.0)] * 6).items())[:1])
     assert vote(Voting(erasures()), strengths).tolist() == [[False, False]]
+
+
+def test_where_a_place_has_other_rows_than_the_call_nothing_is_voted_out():
+    voting = Voting(erasures())
+    strengths = {block: torch.zeros(4 if block is PLACES[2] else 2, 2) for block in PLACES}
+    assert voting.begins("run", 2, 5.0, torch.device("cpu"))
+    voting.count("run", strengths, 5.0)
+    opened = voting.open("run")
+    assert all(part.all() for part in opened.values())
+    assert rows_of(opened, PLACES[2], torch.zeros(4, N, D_IN)) is None
+    assert rows_of(opened, PLACES[1], torch.zeros(2, N, D_IN)) is opened[PLACES[1]]
+    assert rows_of(None, PLACES[1], torch.zeros(2, N, D_IN)) is None
 
 
 def test_files_with_other_noise_levels_vote_by_their_own():
