@@ -29,6 +29,8 @@ DECIMAL_COMMA = rf"(:[ \t]*[+-]?[0-9]+),(?=[0-9]+[ \t]*(?:[,;{LINE_BREAKS}]|{ARR
 NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 UNSEEN = ("Cc", "Cs")
 EDGE = 1e-4
+UNKNOWN = 1.0
+"""The mean of a latent of which nothing is known."""
 NEVER = 60_000.0
 """A threshold nothing comes above; finite in fp16."""
 LONGEST, MOST = 200, 2000
@@ -217,7 +219,7 @@ class Statistics:
     @classmethod
     def unknown(cls, n_latents: int) -> "Statistics":
         """No statistics: a latent fires wherever it is positive."""
-        return cls((1.0,), torch.zeros(n_latents, 1), torch.ones(n_latents, 1))
+        return cls((1.0,), torch.zeros(n_latents, 1), torch.full((n_latents, 1), UNKNOWN))
 
     def at(self, sigma: float, table: Tensor) -> Tensor:
         """The column of `table` [F, T] at `sigma`, linear in log sigma, held constant beyond the ends: [F]."""

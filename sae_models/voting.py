@@ -9,8 +9,8 @@ look, unedited, and each concept's places vote:
 
 By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. A
 concept that is voted out does nothing in that run, until a later call votes it in. Concepts at fewer than `QUORUM`
-places, those of files that do not say how strongly they fire at several noise levels, and runs that do not begin with
-noise, in which a small thing fires in little of the map, are not voted on: they act wherever they fire.
+places, those of files that do not say how strongly they fire, and runs that do not begin with noise, in which a small
+thing fires in little of the map, are not voted on: they act wherever they fire.
 """
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Block
-from .concepts import Statistics
+from .concepts import UNKNOWN, Statistics
 from .erasure import Erasure, NoiseLevel, at
 
 QUORUM = 3
@@ -40,7 +40,7 @@ class Voting:
         self.noisy, self.counts = noisy, {block: len(owners[block]) for block in erasures}
         parts = [edit.rows.statistics for erasure in erasures.values() for edit in erasure.edits]
         rows = [(place, owner) for place, block in enumerate(erasures) for owner in owners[block]]
-        told = [len(part.sigmas) > 1 for part in parts for _ in part.means]
+        told = [tells for part in parts for tells in (part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
         places = Counter(owner for _, owner in {row for row, tells in zip(rows, told, strict=True) if tells})
         asked = [owner for owner, count in places.items() if count >= QUORUM]
         self.voters = voters = {owner: number for number, owner in enumerate(asked)}

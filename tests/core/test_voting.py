@@ -20,7 +20,7 @@ PLACES = [Block(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", False)
 def edit(names: tuple[str, ...], seed: int, levels: tuple[float, ...] = LEVELS) -> Edit:
     """Each neuron reads one channel; its mean is 1 at the first noise level and 2 at the last."""
     rows = torch.eye(D_IN)[:len(names)]
-    means = torch.linspace(1, 2, len(levels)).expand(len(names), -1)
+    means = torch.linspace(1, 2, len(levels)).repeat(len(names), 1)
     return Edit(names, Rows(rows, torch.zeros(len(names)), rows, Statistics(levels, torch.zeros_like(means), means)),
                 torch.ones(len(names)))
 
@@ -65,9 +65,13 @@ def test_a_concepts_neurons_at_a_place_count_together():
     assert vote(Voting(both), strengths).tolist() == [[False, False], [True, True]]
 
 
-def test_who_is_at_too_few_places_or_says_nothing_of_its_noise_levels_acts_wherever_it_fires():
+def test_who_is_at_too_few_places_or_does_not_say_how_strongly_it_fires_acts_wherever_it_does():
     assert Voting(erasures(count=QUORUM - 1)).open("run") is None
-    assert Voting(erasures(levels=(1.0,))).open("run") is None
+    for mean in (0.0, 1.0):
+        unknown = erasures()
+        for one in unknown.values():
+            one.edits[0].rows.statistics.means[:] = mean
+        assert Voting(unknown).open("run") is None
     assert not Voting(erasures(count=1)).begins("run", 2, 14.0, torch.device("cpu"))
     mixed = erasures()
     mixed[PLACES[0]] = Erasure([*mixed[PLACES[0]].edits, edit(("rose",), 9)])
