@@ -5,10 +5,11 @@ another picture is painted; where it does, nearly all of them fire. So the first
 look, unedited, and each concept's places vote:
 
     share = mean over the map of z, all of the concept's neurons at a place / what it is where the concept is said
-    vote  = (mean over places of sqrt(min(share, 1)))^2 >= BAR
+    vote  = mean over places of min(share, 1)^(1/3) >= BAR
 
 By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. A
-concept that is voted out does nothing in that run, until a later call votes it in. Concepts at fewer than `QUORUM`
+concept that is voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there
+are many of them, and a picture that is half painted makes single places louder. Concepts at fewer than `QUORUM`
 places, those of files that do not say how strongly they fire, and runs that do not begin with noise, in which a small
 thing fires in little of the map, are not voted on: they act wherever they fire.
 """
@@ -24,8 +25,8 @@ from .erasure import Erasure, NoiseLevel, at
 
 QUORUM = 3
 """Places from which on there is a vote."""
-BAR = 0.08
-"""The vote from which on a concept is there."""
+BAR, LATER = 0.35, 0.6
+"""The vote from which on a concept is there: in the look at a run's beginning, and in each call after that."""
 NOISY = 0.25
 """A run begins with noise where its first call is within that share of sampling."""
 
@@ -65,14 +66,18 @@ class Voting:
         self._open[key][:, -1] = True
         return level >= self.noisy
 
-    def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> None:
-        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran. Where a place
-        has other rows than the call, because something else arranges them, all are let in."""
-        opened = self._open[key]
-        if all(len(rows) == len(opened) for rows in strengths.values()):
-            self._open[key] = opened | (self.votes(strengths, sigma) >= BAR)
+    def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel,
+              bar: float = LATER) -> None:
+        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran; bar: `BAR`
+        for a look. Where a place has other rows than the call, because something else arranges them, all are let in."""
+        if all(len(rows) == len(self._open[key]) for rows in strengths.values()):
+            self.let_in(key, self.votes(strengths, sigma) >= bar)
         else:
-            self._open[key] = torch.ones_like(opened)
+            self.let_in(key, True)
+
+    def let_in(self, key: Hashable, whom: Tensor | bool) -> None:
+        """whom: bool [B, concepts], or [] for all or none."""
+        self._open[key] = self._open[key] | whom
 
     def votes(self, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> Tensor:
         """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place
@@ -82,7 +87,7 @@ class Voting:
         z = torch.cat([strengths[block] if block in strengths else some.new_zeros(len(some), count)
                        for block, count in self.counts.items()], 1)
         fired, usual = (self._by_owner(part, cells) for part in (z.float(), at(self.usual, means, sigma)[None]))
-        return ((fired / usual.clamp_min(1e-6)).clamp(0, 1).sqrt().sum(1) / heard).square()
+        return (fired / usual.clamp_min(1e-6)).clamp(0, 1).pow(1 / 3).sum(1) / heard
 
     def open(self, key: Hashable) -> dict[Block, Tensor] | None:
         """{place: which rows of its edits may fire in which rows of such a call, [B, F]}; None where all may."""

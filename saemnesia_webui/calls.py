@@ -35,6 +35,11 @@ class Call:
         """[rows]"""
         return self.kwargs["timesteps"] if "timesteps" in self.kwargs else self.args[1]
 
+    @property
+    def context(self) -> Tensor | None:
+        """What the cross-attentions read, [rows, length, width]."""
+        return self.kwargs.get("context", self.args[2] if len(self.args) > 2 else None)
+
     def at(self, x: Tensor, timestep: float, sigma: float) -> "Call":
         """The same with other pictures, at another noise level."""
         t, kwargs = self.timestep.new_full((len(x),), timestep), dict(self.kwargs)

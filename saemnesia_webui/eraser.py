@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
 from sae_models.erasure import NoiseLevel
-from sae_models.voting import rows_of
+from sae_models.voting import BAR, rows_of
 
 from . import taps
 from .calls import Call
@@ -52,14 +52,17 @@ class Eraser:
         self._hooks: list = []
         self._place_hooks: list = []
         self._rows, self._number = Rows(), 0
+        self._contexts: dict[Hashable, Tensor | None] = {}
 
     def arm(self, job: Job, p: Any) -> None:
         """For the host's run that begins with `p`, and the passes inside it."""
         self.job, self._run, self._p = job, self._running(), weakref.ref(p)
+        self._contexts.clear()
 
     def disarm(self) -> None:
         self.detach()
         self.job = None
+        self._contexts.clear()
 
     def detach(self) -> None:
         """Take every hook away; the job stays armed and comes back with the next evaluation."""
@@ -151,7 +154,8 @@ class Eraser:
         """Let the places vote about a call, the first of its kind: it is made once only for that."""
         voting, x = job.fitted.voting, call.args[0]
         if not voting.begins(self._key, len(x), self._level, x.device):
-            return
+            return self._hear(job, call.context)
+        self._contexts[self._key] = call.context
         strengths: dict[Block, Tensor] = {}
 
         def tap(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
@@ -160,7 +164,14 @@ class Eraser:
         random = torch.get_rng_state()
         call.again({block: partial(tap, block) for block in job.fitted.erasures})
         torch.set_rng_state(random)
-        voting.count(self._key, strengths, self._level)
+        voting.count(self._key, strengths, self._level, BAR)
+
+    def _hear(self, job: Job, context: Tensor | None) -> None:
+        """Let all in where the prompt is no more the one that was voted about, as in `[cat:dog:0.5]`."""
+        before = self._contexts.get(self._key)
+        if before is not None and context is not None:
+            changed = before.ne(context).any() if before.shape == context.shape else True
+            job.fitted.voting.let_in(self._key, changed)
 
     def _editing(self, job: Job, sigma: float | NoiseLevel, conditional: Tensor | None) -> taps.Editing:
         may = job.fitted.voting.open(self._key)

@@ -27,7 +27,7 @@ from .places import Studio
 from .table import NAMES, Shot
 from .text import TEMPLATES
 
-BARS = (0.02, 0.05, 0.08, 0.12, 0.2, 0.3)
+BARS = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 ROUNDS, AT_ONCE = 4, 8
 """How often each object is said, and how many pictures are begun at once."""
 TAGS = ("masterpiece, best quality, highly detailed, sharp focus, soft light, 8k, award winning, trending",

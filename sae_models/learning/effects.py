@@ -9,7 +9,7 @@ from torch import Tensor
 from ..adapter import Block
 from ..erasure import Edit, Erasure
 from ..table import Table
-from ..voting import Voting
+from ..voting import BAR, Voting
 from .collect import HELD_OUT
 from .measuring import Effect
 from .painting import Painter, Step
@@ -89,5 +89,5 @@ def _plain(trials: Sequence[_Trial], step: Step, texts: Sequence[str], about: st
         return output
     out = step.predict(texts, {block: partial(look, block) for trial in asking for block in trial.eraser})
     for trial, strengths in zip(asking, found, strict=True):
-        trial.voting.count(about, strengths, step.sigma)
+        trial.voting.count(about, strengths, step.sigma, BAR)
     return out

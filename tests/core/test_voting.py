@@ -11,7 +11,7 @@ from sae_models.adapter import Block, noise_level
 from sae_models.concepts import Statistics
 from sae_models.erasure import Edit, Erasure
 from sae_models.formats import Rows
-from sae_models.voting import BAR, QUORUM, Voting, rows_of
+from sae_models.voting import BAR, LATER, QUORUM, Voting, rows_of
 
 LEVELS, D_IN, N = (0.1, 5.0), 8, 6
 PLACES = [Block(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", False) for i in range(6)]
@@ -33,7 +33,7 @@ def vote(voting: Voting, strengths: dict[Block, torch.Tensor], sigma: float = 5.
     """Which rows of the first place may fire after a first call with these activations."""
     rows = len(next(iter(strengths.values())))
     assert voting.begins(key, rows, sigma, torch.device("cpu"))
-    voting.count(key, strengths, sigma)
+    voting.count(key, strengths, sigma, BAR)
     return voting.open(key)[PLACES[0]]
 
 
@@ -43,25 +43,25 @@ def fired(*by_place: tuple[float, float]) -> dict[Block, torch.Tensor]:
 
 
 def test_one_place_that_fires_strongly_does_not_make_a_concept_but_all_that_fire_weakly_do():
-    found = vote(Voting(erasures()), fired((9.0, 0.4), *[(0.0, 0.4)] * 5))
+    found = vote(Voting(erasures()), fired((9.0, 0.2), *[(0.0, 0.2)] * 5))
     assert found.tolist() == [[False, True]]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.floats(0, 3), min_size=6, max_size=6), min_size=3, max_size=3), st.sampled_from([0.1, 5.0]))
-def test_the_vote_is_the_square_of_the_mean_root_of_each_places_share(rows, sigma):
+def test_the_vote_is_the_mean_cube_root_of_each_places_share(rows, sigma):
     usual = 1.0 if sigma == 0.1 else 2.0
-    wanted = [[sum((min(z / usual, 1)) ** 0.5 for z in row) / len(row)] for row in rows]
+    wanted = [[sum(min(z / usual, 1) ** (1 / 3) for z in row) / len(row)] for row in rows]
     strengths = {block: torch.tensor([[row[i]] for row in rows]) for i, block in enumerate(PLACES)}
     found = vote(Voting(erasures(("cat",))), strengths, sigma)
     for one, share in zip(found.tolist(), wanted, strict=True):
-        if abs(share[0] ** 2 - BAR) > 1e-4:
-            assert one == [share[0] ** 2 >= BAR]
+        if abs(share[0] - BAR) > 1e-4:
+            assert one == [share[0] >= BAR]
 
 
 def test_a_concepts_neurons_at_a_place_count_together():
     both = {block: Erasure([edit(("cat", "cat"), i)]) for i, block in enumerate(PLACES)}
-    strengths = {block: torch.tensor([[0.0, 2 * 2 * 0.9 * BAR], [0.0, 2 * 2 * 1.1 * BAR]]) for block in PLACES}
+    strengths = {block: torch.tensor([[0.0, 4 * (0.9 * BAR) ** 3], [0.0, 4 * (1.1 * BAR) ** 3]]) for block in PLACES}
     assert vote(Voting(both), strengths).tolist() == [[False, False], [True, True]]
 
 
@@ -88,11 +88,11 @@ def test_a_run_that_does_not_begin_with_noise_is_not_voted_on():
 
 
 def test_a_later_call_lets_in_and_none_puts_out_and_the_next_run_begins_anew():
-    voting, silent, loud = Voting(erasures()), fired(*[(0.0, 0.0)] * 6), fired(*[(1.0, 0.0)] * 6)
+    voting, silent = Voting(erasures()), fired(*[(0.0, 0.0)] * 6)
     assert vote(voting, silent).tolist() == [[False, False]] and voting.idle("run")
-    voting.count("run", loud, 1.0)
-    voting.count("run", silent, 1.0)
-    assert voting.open("run")[PLACES[3]].tolist() == [[True, False]] and not voting.idle("run")
+    for z, wanted in ((2 * 0.9 * LATER ** 3, False), (2 * 1.1 * LATER ** 3, True), (0.0, True)):
+        voting.count("run", fired(*[(z, 0.0)] * 6), 5.0)  # a look would have let all but the last in
+        assert voting.open("run")[PLACES[3]].tolist() == [[wanted, False]] and voting.idle("run") is not wanted
     voting.forget()
     assert vote(voting, silent).tolist() == [[False, False]]
 
@@ -118,8 +118,8 @@ def test_files_with_other_noise_levels_vote_by_their_own():
     mixed = erasures(("cat",))
     other = {block: edit(("rose",), 1, levels=(0.1, 0.7, 5.0)) for block in PLACES}
     mixed = {block: Erasure([*erasure.edits, other[block]]) for block, erasure in mixed.items()}
-    edge = 1.5 * BAR  # at 0.7 rose's mean is 1.5, and cat's 1.5 about halfway in log sigma
-    for share, wanted in ((0.95, False), (1.05, True)):
+    edge = 1.5 * BAR ** 3  # at 0.7 rose's mean is 1.5, and cat's 1.5 about halfway in log sigma
+    for share, wanted in ((0.9, False), (1.1, True)):
         strengths = {block: torch.tensor([[0.0, share * edge]]) for block in PLACES}
         assert vote(Voting(mixed), strengths, 0.7).tolist() == [[False, wanted]]
 
@@ -139,13 +139,14 @@ def test_what_may_not_fire_changes_nothing_and_its_strength_is_told_all_the_same
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 14.0])
 def test_a_gpu_is_waited_for_once_and_finds_the_same(sigma):
-    strengths = {block: torch.rand(3, 2, generator=torch.Generator().manual_seed(i)) * 0.4
+    strengths = {block: torch.rand(3, 2, generator=torch.Generator().manual_seed(i)) * 0.15
                  for i, block in enumerate(PLACES)}
     voting, wanted = Voting(erasures()), vote(Voting(erasures()), strengths, sigma)
     with Devices() as devices:
         there, level = devices.put(torch.zeros(3)), noise_level(devices.put(torch.full((3,), sigma)))
         assert voting.begins("run", 3, level, there.device)
-        voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)
+        voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level, BAR)
+        voting.let_in("run", devices.put(torch.tensor(False)))
         devices.waits.clear()
         voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)
         found = voting.open("run")[PLACES[0]]

@@ -181,8 +181,29 @@ def test_what_is_not_there_is_not_erased_and_what_is_costs_a_call_of_each_kind(r
     assert len(calls) == 2 * once + kinds
 
 
-def test_a_concept_that_the_prompt_comes_to_later_is_erased_from_then_on(webui):
-    """A1111 edits prompts on the way, `[cat:dog:0.5]`: what is voted in late is in from the next call."""
+@pytest.mark.parametrize("name", ["webui", "patched_forge"])
+def test_a_prompt_that_changes_on_the_way_is_erased_wherever_it_fires(request, name, monkeypatch):
+    """A1111 edits prompts, `[cat:dog:0.5]`: what was voted about was another prompt."""
+    host = request.getfixturevalue(name)
+    embed, steps = type(host)._embed, {"timesteps": (999.0, 666.0, 333.0)}
+
+    def edited(change: bool):
+        sigmas = []
+        host.spy = lambda sigma, conditional: sigmas.append(sigma)
+        monkeypatch.setattr(host, "_embed", lambda text, length: embed(
+            host, 7 if change and text == 1 and len(set(sigmas)) > 1 else text, length))
+    pictures = {}
+    for change in (False, True):
+        edited(change)
+        plain = host.generate(use_script=False, **steps)
+        edited(change)
+        pictures[change] = plain, host.generate(True, VOTERS, "dog", **steps)
+    host.spy = lambda sigma, conditional: None
+    assert same(*pictures[False]) and not same(pictures[True][0], pictures[False][0])
+    assert not same(*pictures[True])
+
+
+def test_a_concept_that_is_voted_in_later_is_erased_from_then_on(webui):
     job = webui.module.ERASER
     before, unet = type(job)._before, unet_of(webui)
     plain = webui.generate(use_script=False)
