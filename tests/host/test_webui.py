@@ -682,7 +682,7 @@ def test_the_summary_and_the_page_name_a_concept_once(webui, models, caplog):
 def test_where_no_file_is_chosen_the_sidebar_says_what_to_do(webui, models, tmp_path):
     from saemnesia_webui import panel
     assert "write a word above and press Find. Or put an SAE or concept file into" in panel.concept_list(tmp_path, [])
-    assert "Choose one of 3 files" in panel.concept_list(models, [])
+    assert "Choose one of 4 files" in panel.concept_list(models, [])
 
 
 # --- life cycle (2.2) ----------------------------------------------------------------------------------------
