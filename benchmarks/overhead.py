@@ -40,6 +40,7 @@ from sae_models import (
     write,
 )
 from sae_models.adapter import Block
+from sae_models.concepts import UNKNOWN
 from sae_models.formats import read_rows_at
 from sae_models.voting import Voting
 
@@ -57,12 +58,12 @@ Hook = Callable[[torch.nn.Module, tuple, torch.Tensor], torch.Tensor]
 Hooks = list[tuple[torch.nn.Module, Hook]]
 
 
-def erasure(sae: Sae, count: int, levels: tuple[float, ...] = (1.0,)) -> Erasure:
-    """An erasure of `count` concepts that fire on about half of all tokens; the file has these noise levels."""
+def erasure(sae: Sae, count: int, mean: float = UNKNOWN) -> Erasure:
+    """An erasure of `count` concepts that fire on about half of all tokens; mean: how strongly, as the file says."""
     W_enc, rows = sae.encoder.weight[:count].detach(), slice(count)
     bias = sae.encoder.bias[rows].detach() - W_enc @ sae.b_dec.detach()
     rows = Rows(W_enc, bias, sae.W_dec[rows].detach(),
-                Statistics(levels, torch.zeros(count, len(levels)), torch.ones(count, len(levels))))
+                Statistics((0.1, 10.0), torch.zeros(count, 2), torch.full((count, 2), mean)))
     return Erasure([Edit(tuple(f"c{i}" for i in range(count)), rows, torch.ones(count), Actuator.ABLATE)])
 
 
@@ -82,7 +83,7 @@ class EveryPlace:
     def __init__(self, unet: torch.nn.Module, count: int, rows: int = 2) -> None:
         self.modules = {Block(name, False): unet.get_submodule(path)
                         for name, path in hookpoint.cross_attentions(unet).items()}
-        self.erasures = {block: erasure(Sae(SaeConfig(hookpoint.width(module), max(COUNTS), 1)), count, (0.1, 10.0))
+        self.erasures = {block: erasure(Sae(SaeConfig(hookpoint.width(module), max(COUNTS), 1)), count, 0.5)
                          for block, module in self.modules.items()}
         self.voting, self.strengths = Voting(self.erasures, noisy=2.0), {}
         self.voting.begins("run", rows, 1.0, torch.device("cpu"))

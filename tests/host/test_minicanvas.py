@@ -53,13 +53,12 @@ def unsaid(task: table.Task) -> table.Task:
     return replace(task, shots=tuple(shot for shot in task.shots if not task.says(shot)))
 
 
-@pytest.mark.parametrize(("task", "most"), [(table.task_of("cat"), 0.15),
-                                            (table.several("object", 9, 3, range(24))[2], 0.4)],
+@pytest.mark.parametrize("task", [table.task_of("cat"), table.several("object", 9, 3, range(24))[2]],
                          ids=["one", "nine at once"])
-def test_pictures_without_the_concept_are_the_same_to_the_bit_but_for_a_few(host, task, most):
+def test_most_pictures_without_the_concept_are_the_same_to_the_bit(host, task):
     plain, erased = (paint(host, bench.METHODS[name], unsaid(task), SEED) for name in ("none", "ours"))
-    changed = (plain - erased).abs().flatten(1).amax(1) > 0
-    assert changed.float().mean() <= most
+    change = (plain - erased).abs().flatten(1).mean(1)
+    assert change.median() == 0 and change.mean() < 0.05
 
 
 def test_a_concept_found_without_an_sae_says_what_it_removes(host):
