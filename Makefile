@@ -37,6 +37,9 @@ bench-methods: setup checkpoint ## our training and selection against the papers
 bench-find: setup checkpoint ## how well a concept is erased that was found from 32 pictures
 	$(HOST_PYTHON) -m benchmarks.minicanvas.find $(ARGS)
 
+bench-words: setup checkpoint ## what one word does on the first day, with nothing chosen (ARGS=--webui: in the sidebar)
+	$(HOST_PYTHON) -m benchmarks.minicanvas.words $(ARGS)
+
 bench-swap: setup checkpoint ## how well one concept is put in the place of another
 	$(HOST_PYTHON) -m benchmarks.minicanvas.swap $(ARGS)
 

@@ -92,7 +92,7 @@ class Compare(io.ComfyNode):
                 sae: LoadedSae, across: str, actuator: str, strengths: str, seed: int, steps: int, cfg: float,
                 sampler_name: str, scheduler: str, denoise: float, concepts: str) -> io.NodeOutput:
         wanted = versions(Across(across), concepts, Actuator(actuator), strengths)
-        models = _models(model, sae, wanted)
+        models = _models(model, sae, wanted, cls.hidden.unique_id or "")
         if sentence := sae.elsewhere(files.checkpoint(cls.hidden)):
             warn(sentence)
         sampling = Sampling(positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, denoise)
@@ -100,13 +100,15 @@ class Compare(io.ComfyNode):
         return _shown(Across(across), wanted, before, after)
 
 
-def _models(model: patch.ModelPatcher, sae: LoadedSae, wanted: Sequence[Version]) -> list[patch.ModelPatcher | None]:
-    """The model as it is and that of each version; None for one that differs in nothing.
+def _models(model: patch.ModelPatcher, sae: LoadedSae, wanted: Sequence[Version],
+            node: str) -> list[patch.ModelPatcher | None]:
+    """The model as it is and that of each version; None for one that differs in nothing; node: whose id stands in the
+    pictures' files.
 
     Raises SaeError for a version that cannot be painted.
     """
     edits = [version.edits(sae) for version in wanted]
-    return [model, *(patch.erase(model, sae, one) if one else None for one in edits)]
+    return [model, *(patch.erase(model, sae, one, node=node) if one else None for one in edits)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ of the following, else ""."""
 SILENT, LEFT_OUT, NOTHING_ASKED = "silent", "window", "strength"
 KEY = "saemnesia"
 """Of a file's entry: [{node, sampler, sae, hash, concepts, actuator, start, end, apply_to, fired}]."""
+SAME = ("node", "sampler", "concepts", "actuator")
+"""What two entries of one erasure have in common."""
 Concept = dict[str, Any]
 
 
@@ -65,12 +67,12 @@ def follow(posted: dict[str, Any]) -> dict[str, Any]:
 
 def note(entry: Mapping[str, Any]) -> None:
     """Write this into the files of the run's pictures that are saved from now on, in place of what the same two nodes
-    wrote before."""
+    wrote before of the same erasure."""
     context = get_executing_context()
     entries = _QUEUED.get(context.prompt_id) if context else None
     if entries is not None:
         new = {"node": entry["node"], "sampler": context.node_id, **entry}
-        others = [old for old in entries.get(KEY, []) if any(old[key] != new[key] for key in ("node", "sampler"))]
+        others = [old for old in entries.get(KEY, []) if any(old[key] != new[key] for key in SAME)]
         entries[KEY] = [*others, new]
         own = [entry for entry in entries[KEY] if entry["sampler"] == context.node_id]
         _PAINTED[context.node_id] = _upstream(entries.graph, context.node_id), own

@@ -101,6 +101,7 @@ class Step:
 
     def predict(self, texts: Sequence[str], taps: Mapping[Block, Tap] | None = None) -> torch.Tensor:
         """The pictures [n, ...] that the model predicts with these n prompts."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         model, both, x, t = self.executor.class_obj, self.painter.encoded(texts), self.x, self.t
         size = {"width": self.painter.painting.width, "height": self.painter.painting.height}
         conds = model.extra_conds(noise=x, device=x.device, cross_attn=both.context, pooled_output=both.pooled,

@@ -39,7 +39,7 @@ from ..sae_models.concepts import Choice, format_choices
 from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
-from ..sae_models.voting import BAR, NOISY, Voting, rows_of
+from ..sae_models.voting import NOISY, Voting, rows_of
 from . import feedback
 from .family import family_of
 from .said import warn
@@ -207,7 +207,7 @@ class Patch:
             return None
         random, look = torch.get_rng_state(), _Call(call.sigma, call.conditional, looks=True)
         out = run(look)
-        self.voting.count(key, look.strengths, call.sigma, BAR)
+        self.voting.count(key, look.strengths, call.sigma, look=True)
         if not self.voting.idle(key):
             torch.set_rng_state(random)
             return None

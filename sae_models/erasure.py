@@ -8,7 +8,7 @@ the error term corrected; *replace* is after PER (arXiv 2606.31699).
 On a GPU nothing here waits for it: no value of a tensor is read, and nothing is copied to or from it twice.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -64,7 +64,8 @@ class Edit:
     """Some concepts' rows with one actuator.
 
     names: of each row's concept; strengths [F]; start_sigma >= end_sigma: the noise levels it acts in, both included;
-    conditional_only: leave unconditional rows alone; into: the concept that is put where these rows, then all of one
+    conditional_only: leave unconditional rows alone; bars: the vote from which on a concept is there, by name, where
+    that is known (`voting`); into: the concept that is put where these rows, then all of one
     concept, fire; put: its rows, None where it has none at this place and nothing is put.
     """
     names: tuple[str, ...]
@@ -74,6 +75,7 @@ class Edit:
     start_sigma: float = float("inf")
     end_sigma: float = 0.0
     conditional_only: bool = False
+    bars: Mapping[str, float] = field(default_factory=dict)
     into: str = ""
     put: Rows | None = None
 

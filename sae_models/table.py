@@ -65,9 +65,9 @@ def only(table: Table, name: str) -> Table:
     return without(table, _names(table) - {name.casefold()})
 
 
-def measured(table: Table, shares: Mapping[str, float]) -> Table:
+def measured(table: Table, shares: Mapping[str, float], bar: float | None) -> Table:
     """The table with what was measured of its concepts."""
-    return replace(table, concepts=tuple(replace(concept, measured=dict(shares)) for concept in table.concepts))
+    return replace(table, concepts=tuple(replace(one, measured=dict(shares), bar=bar) for one in table.concepts))
 
 
 def merged(first: Table, second: Table) -> Table:

@@ -5,10 +5,11 @@ another picture is painted; where it does, nearly all of them fire. So the first
 look, unedited, and each concept's places vote:
 
     share = mean over the map of z, all of the concept's neurons at a place / what it is where the concept is said
-    vote  = mean over places of min(share, 1)^(1/3) >= BAR
+    vote  = mean over places of min(share, 1)^(1/3) >= bar
 
-By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. A
-concept that is voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there
+By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. The
+bar is a concept's own where its file has one, found from prompts that say it and others (`learning/effects`), or `BAR`.
+A concept that is voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there
 are many of them, and a picture that is half painted makes single places louder. Concepts at fewer than `QUORUM`
 places, those of files that do not say how strongly they fire, and runs that do not begin with noise, in which a small
 thing fires in little of the map, are not voted on: they act wherever they fire.
@@ -26,7 +27,8 @@ from .erasure import Erasure, NoiseLevel, at
 QUORUM = 3
 """Places from which on there is a vote."""
 BAR, LATER = 0.35, 0.6
-"""The vote from which on a concept is there: in the look at a run's beginning, and in each call after that."""
+"""The vote from which on a concept is there: in the look at a run's beginning, unless its file says another; in each
+call after that."""
 NOISY = 0.25
 """A run begins with noise where its first call is within that share of sampling."""
 
@@ -41,6 +43,8 @@ class Voting:
         self.noisy, self.counts = noisy, {block: len(owners[block]) for block in erasures}
         parts = [edit.rows.statistics for erasure in erasures.values() for edit in erasure.edits]
         rows = [(place, owner) for place, block in enumerate(erasures) for owner in owners[block]]
+        bars = [edit.bars.get(name, BAR) for erasure in erasures.values() for edit in erasure.edits
+                for name in edit.names]
         told = [tells for part in parts for tells in (part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
         places = Counter(owner for _, owner in {row for row, tells in zip(rows, told, strict=True) if tells})
         asked = [owner for owner, count in places.items() if count >= QUORUM]
@@ -48,6 +52,8 @@ class Voting:
         self.size = len(erasures), len(voters) + 1
         self.cells = torch.tensor([place * self.size[1] + voters.get(owner, len(voters)) for place, owner in rows])
         self.heard = torch.tensor([*(places[owner] for owner in voters), 1])
+        own = {owner: bar for (_, owner), bar in zip(rows, bars, strict=True)}
+        self.bars = torch.tensor([*(own[owner] for owner in voters), BAR])
         self.usual, self._unasked = _joined(parts), any(owner not in voters for _, owner in rows)
         self._open: dict[Hashable, Tensor] = {}
         self._there: dict[torch.device, tuple[Tensor, ...]] = {}
@@ -67,11 +73,13 @@ class Voting:
         return level >= self.noisy
 
     def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel,
-              bar: float = LATER) -> None:
-        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran; bar: `BAR`
-        for a look. Where a place has other rows than the call, because something else arranges them, all are let in."""
+              look: bool = False) -> None:
+        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran. Where
+        a place has other rows than the call, because something else arranges them, all are let in."""
         if all(len(rows) == len(self._open[key]) for rows in strengths.values()):
-            self.let_in(key, self.votes(strengths, sigma) >= bar)
+            votes = self.votes(strengths, sigma)
+            bars = self._on(votes.device)[3]
+            self.let_in(key, votes >= (bars if look else bars.clamp_min(LATER)))
         else:
             self.let_in(key, True)
 
@@ -83,7 +91,7 @@ class Voting:
         """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place
         that did not run votes 0."""
         some = next(iter(strengths.values()))
-        cells, heard, means = self._on(some.device)
+        cells, heard, means, _ = self._on(some.device)
         z = torch.cat([strengths[block] if block in strengths else some.new_zeros(len(some), count)
                        for block, count in self.counts.items()], 1)
         fired, usual = (self._by_owner(part, cells) for part in (z.float(), at(self.usual, means, sigma)[None]))
@@ -107,9 +115,10 @@ class Voting:
         places, owners = self.size
         return rows.new_zeros(len(rows), places * owners).index_add(1, cells, rows).view(-1, places, owners)
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._there:
-            self._there[device] = self.cells.to(device), self.heard.to(device), self.usual.means.to(device)
+            self._there[device] = tuple(part.to(device) for part in (self.cells, self.heard, self.usual.means,
+                                                                     self.bars))
         return self._there[device]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
 from sae_models.erasure import NoiseLevel
-from sae_models.voting import BAR, rows_of
+from sae_models.voting import rows_of
 
 from . import taps
 from .calls import Call
@@ -164,7 +164,7 @@ class Eraser:
         random = torch.get_rng_state()
         call.again({block: partial(tap, block) for block in job.fitted.erasures})
         torch.set_rng_state(random)
-        voting.count(self._key, strengths, self._level, BAR)
+        voting.count(self._key, strengths, self._level, look=True)
 
     def _hear(self, job: Job, context: Tensor | None) -> None:
         """Let all in where the prompt is no more the one that was voted about, as in `[cat:dog:0.5]`."""

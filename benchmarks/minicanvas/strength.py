@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae_models.formats import read_headers
 from sae_models.storage import write_json
@@ -53,8 +54,12 @@ def _look(host: Any, pairs: Sequence[tuple[str, str]], erasers: Mapping[Way, Any
     wanted = step.predict(without)
     left["whole"] += float((step.predict(said) - wanted).square().mean())
     for way, eraser in erasers.items():
-        taps = {block: host.effects._tap(erasure, step.sigma) for block, erasure in eraser.items()}
+        taps = {block: partial(_edited, erasure, step.sigma) for block, erasure in eraser.items()}
         left[way] += float((step.predict(said, taps) - wanted).square().mean())
+
+
+def _edited(erasure: Any, sigma: float, output: Tensor, x_in: Tensor | None) -> Tensor:
+    return erasure(output, sigma, None, x_in).out
 
 
 def uneven(row: Mapping[float, float]) -> float:

@@ -4,8 +4,9 @@
 
 Scenes are begun that say a concept and that do not, in the words of the templates and in longer prompts: with the
 kind of words around that *Find Concept* itself puts there, and with words that it never saw. The places vote as they do
-before anything is edited (`sae_models/voting`). Said for several bars: in how many pictures that say a concept it is
-voted in, in how many that do not, and in how many of these it would fire somewhere in that call if nobody was asked.
+before anything is edited (`sae_models/voting`). Said for the bars of the file, and for several that are the same for
+all concepts: in how many pictures that say a concept it is voted in, in how many that do not, and in how many of these
+it would fire somewhere in that call if nobody was asked.
 """
 import argparse
 import random
@@ -85,13 +86,14 @@ class Polled:
         return found[0], found[0].gt(0)
 
 
-def row(votes: Tensor, fires: Tensor, says: Tensor) -> dict[str, Any]:
-    """In per cent, of votes and says [pictures, concepts]."""
+def row(votes: Tensor, fires: Tensor, says: Tensor, own: Tensor) -> dict[str, Any]:
+    """In per cent, of votes and says [pictures, concepts]; own: each concept's bar."""
     def share(flags: Tensor) -> float:
         return round(100 * float(flags.float().mean()), 2)
+    bars = {"the file's": own} | {f"{bar:g}": torch.full_like(own, bar) for bar in BARS}
     return {"fires unsaid": share(fires[~says]),
-            "voted in": {f"{bar:g}": {"said": share(votes[says] >= bar), "unsaid": share(votes[~says] >= bar)}
-                         for bar in BARS}}
+            "voted in": {name: {"said": share((votes >= bar)[says]), "unsaid": share((votes >= bar)[~says])}
+                         for name, bar in bars.items()}}
 
 
 def main() -> None:
@@ -106,7 +108,8 @@ def main() -> None:
         for kind, longer in LONGER.items():
             parts = [polled.ask(studio, [longer(shot.text) for shot in shots[i:i + AT_ONCE]], i)
                      for i in range(0, len(shots), AT_ONCE)]
-            rows[kind] = row(*(torch.cat(column) for column in zip(*parts, strict=True)), says)
+            votes, fires = (torch.cat(column) for column in zip(*parts, strict=True))
+            rows[kind] = row(votes, fires, says, polled.voting.bars[:-1])
             print(kind, rows[kind], flush=True)
     write_json(RESULTS / "voting.json", {"concepts": len(polled.names), "pictures": len(shots), "by prompt": rows})
 

@@ -1,15 +1,18 @@
 """How much of a concept an eraser removes from the user's own model, and how much else it touches: `measuring` on
 pictures it did not learn from, through all of sampling."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapter import Block
+from ..concepts import bars
 from ..erasure import Edit, Erasure
 from ..table import Table
-from ..voting import BAR, Voting
+from ..voting import Voting
 from .collect import HELD_OUT
 from .measuring import Effect
 from .painting import Painter, Step
@@ -17,32 +20,61 @@ from .painting import Painter, Step
 STEPS = 6
 """Steps of a picture at which is measured, evenly over sampling."""
 
+ASKED = 32
+"""Prompts that say a concept, and twice as many that do not, from whose votes its bar is found."""
+BARS = 0.3, 0.5
+"""A bar lies between: what is heard of a concept in a picture's first call varies with words that nobody tried."""
+
 Eraser = Mapping[Block, Erasure]
 
 
-def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tuple[str, str]], others: Sequence[str],
-            batch: int = 0) -> dict[float, Effect]:
-    """What each of several erasers does, on the same pictures: those of this number.
+def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tuple[str, str]],
+            others: Sequence[str]) -> dict[float, Effect]:
+    """What each of several erasers does, on the same pictures.
 
     said: prompts that say the concept, each with the same without it, which is what is painted: as an eraser that does
     its job leaves the picture; others: prompts that do not say it.
     """
-    painting = painter.painting
     trials = {key: _Trial(eraser) for key, eraser in erasers.items()}
-    kept = torch.linspace(0, painting.steps - 1, min(STEPS, painting.steps)).round().int().tolist()
-    places = range(batch * painting.batch, (batch + 1) * painting.batch)
-    pairs, rest = [said[i % len(said)] for i in places], [others[i % len(others)] for i in places]
-    generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + HELD_OUT + batch)
-    look = partial(_look, list(trials.values()), pairs, rest)
-    painter.paint([without for _, without in pairs], generator, kept, look)
+    pairs, rest = _some(said, painter.painting.batch), _some(others, painter.painting.batch)
+    _paint(painter, 0, pairs, partial(_look, list(trials.values()), pairs, rest))
     return {key: trial.effect for key, trial in trials.items()}
+
+
+def with_bar(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]],
+             others: Sequence[str]) -> tuple[Effect, float | None]:
+    """What an eraser of one concept does on other pictures than those of `effects`, and the bar that is found for it
+    before: half the way between the least of its votes about prompts that say it and the greatest about others. None
+    where its places do not vote."""
+    trial, batch = _Trial(eraser), painter.painting.batch
+    pairs, rest = _some(said, batch, batch), _some(others, batch, batch)
+
+    def look(step: Step) -> None:
+        if trial.bar is None and trial.voting.voters:
+            trial.find_bar(step, _some(said, ASKED), _some(others, ASKED))
+        _look([trial], pairs, rest, step)
+    _paint(painter, 1, pairs, look)
+    return trial.effect, trial.bar
+
+
+def _some(texts: Sequence[Any], count: int, first: int = 0) -> list[Any]:
+    return [texts[i % len(texts)] for i in range(first, first + count)]
+
+
+def _paint(painter: Painter, batch: int, pairs: Sequence[tuple[str, str]], look: Callable[[Step], None]) -> None:
+    """Paint pictures without the concept, those of this number, and look at some steps, the first among them."""
+    painting = painter.painting
+    kept = torch.linspace(0, painting.steps - 1, min(STEPS, painting.steps)).round().int().tolist()
+    generator = torch.Generator().manual_seed(painting.seed * 1_000_003 + HELD_OUT + batch)
+    painter.paint([without for _, without in pairs], generator, kept, look)
 
 
 def ablating(blocks: Sequence[Block], tables: Sequence[Table]) -> Eraser:
     """All concepts of the tables switched off, each table at its block."""
     def erasure(block: Block, part: Table) -> Erasure:
         names = tuple(concept.name for concept in part.concepts for _ in concept.latents)
-        return Erasure([Edit(names, part.rows, torch.ones(len(names)))], residual=block.residual)
+        edit = Edit(names, part.rows, torch.ones(len(names)), bars=bars(part.concepts))
+        return Erasure([edit], residual=block.residual)
     return {block: erasure(block, part) for block, part in zip(blocks, tables, strict=True)}
 
 
@@ -51,6 +83,31 @@ class _Trial:
 
     def __init__(self, eraser: Eraser) -> None:
         self.eraser, self.voting, self.effect = eraser, Voting(eraser), Effect()
+        self.bar: float | None = None
+
+    def find_bar(self, step: Step, said: Sequence[tuple[str, str]], others: Sequence[str]) -> None:
+        """Of the only concept, asked about these prompts."""
+        lowest = self._asked(step, [text for text, _ in said]).min()
+        highest = self._asked(step, [*(without for _, without in said), *others]).max()
+        self.bar = round(float((lowest + highest) / 2), 3)
+        self.bar = min(max(self.bar, BARS[0]), BARS[1])
+        self.eraser = {block: Erasure([replace(edit, bars=dict.fromkeys(edit.names, self.bar)) for edit in one.edits],
+                                      one.residual) for block, one in self.eraser.items()}
+        self.voting = Voting(self.eraser)
+
+    def _asked(self, step: Step, texts: Sequence[str]) -> Tensor:
+        """The only concept's vote about each of some prompts."""
+        at_once = len(step.t)
+        return torch.cat([self._heard(step, _some(texts, at_once, i)) for i in range(0, len(texts), at_once)])
+
+    def _heard(self, step: Step, texts: Sequence[str]) -> Tensor:
+        found: dict[Block, Tensor] = {}
+
+        def look(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
+            self.look(block, step.sigma, found, output, x_in)
+            return output
+        step.predict(texts, {block: partial(look, block) for block in self.eraser})
+        return self.voting.votes(found, step.sigma)[:, 0]
 
     def look(self, block: Block, sigma: float, found: dict[Block, Tensor], output: Tensor, x_in: Tensor | None) -> None:
         if block in self.eraser:
@@ -89,5 +146,5 @@ def _plain(trials: Sequence[_Trial], step: Step, texts: Sequence[str], about: st
         return output
     out = step.predict(texts, {block: partial(look, block) for trial in asking for block in trial.eraser})
     for trial, strengths in zip(asking, found, strict=True):
-        trial.voting.count(about, strengths, step.sigma, BAR)
+        trial.voting.count(about, strengths, step.sigma, look=True)
     return out

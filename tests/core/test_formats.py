@@ -27,7 +27,7 @@ from sae_models import (
     write,
 )
 from sae_models.adapter import LoadedSae, build_edits
-from sae_models.formats import offered
+from sae_models.formats import Part, Weights, offered, write_places
 
 CONCEPTS = (Concept("cat", (3,), "object", "a small cat"), Concept("noto style", (1, 6), "style"))
 
@@ -59,6 +59,33 @@ def test_what_was_measured_is_kept_and_left_out_where_there_is_nothing(tmp_path)
     assert first.measured == {"removed": 0.75, "touched": 0.0} and first == measured and second.measured is None
     assert hash(first) == hash(CONCEPTS[0]) and first != CONCEPTS[0]
     assert path.read_bytes().count(b"measured") == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_concepts_bar_is_kept_and_erased_by_and_older_files_have_none(tmp_path, several):
+    path, own = tmp_path / "a.safetensors", replace(CONCEPTS[0], bar=0.42)
+    sae, statistics = make(path, concepts=(own, CONCEPTS[1]))
+    if several:
+        weights = (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec)
+        write_places(path, [Part(replace(read_header(path), hookpoint=f"up_blocks.{i}.attentions.0"),
+                                 Weights(*(part.detach() for part in weights)), statistics) for i in range(2)])
+    loaded = LoadedSae.read(path.name, path)
+    assert len(loaded.headers) == 1 + several
+    assert [concept.bar for header in loaded.headers for concept in header.concepts] == [0.42, None] * (1 + several)
+    assert path.read_bytes().count(rb'\"bar\"') == 1
+    assert [dict(edit.bars) for _, edit in build_edits(loaded, "noto style, cat", Actuator.ABLATE)] == \
+        [{"cat": 0.42}] * (1 + several)
+
+
+@pytest.mark.parametrize("bar", [1.5, -0.1, math.nan, "x", [0.4]])
+def test_a_bar_that_no_vote_can_have_is_damage(tmp_path, bar):
+    make(tmp_path / "a.safetensors")
+
+    def spoiled(about):
+        about["concepts"][0]["bar"] = bar
+        return about
+    with pytest.raises(SaeError, match="b.safetensors is damaged"):
+        read_header(changed(tmp_path / "a.safetensors", tmp_path / "b.safetensors", spoiled))
 
 
 def published(folder, sae, k=4):

@@ -33,7 +33,7 @@ def vote(voting: Voting, strengths: dict[Block, torch.Tensor], sigma: float = 5.
     """Which rows of the first place may fire after a first call with these activations."""
     rows = len(next(iter(strengths.values())))
     assert voting.begins(key, rows, sigma, torch.device("cpu"))
-    voting.count(key, strengths, sigma, BAR)
+    voting.count(key, strengths, sigma, look=True)
     return voting.open(key)[PLACES[0]]
 
 
@@ -63,6 +63,20 @@ def test_a_concepts_neurons_at_a_place_count_together():
     both = {block: Erasure([edit(("cat", "cat"), i)]) for i, block in enumerate(PLACES)}
     strengths = {block: torch.tensor([[0.0, 4 * (0.9 * BAR) ** 3], [0.0, 4 * (1.1 * BAR) ** 3]]) for block in PLACES}
     assert vote(Voting(both), strengths).tolist() == [[False, False], [True, True]]
+
+
+def test_a_concept_is_let_in_by_its_own_bar_where_its_file_has_one_and_later_calls_by_no_lower_one():
+    bars = {"cat": 0.5, "dog": 0.3}
+    own = {block: Erasure([replace(one.edits[0], bars=bars)]) for block, one in erasures().items()}
+    votes = {False: fired(*[(2 * 0.45 ** 3, 2 * 0.32 ** 3)] * 6), True: fired(*[(2 * 0.55 ** 3, 2 * 0.28 ** 3)] * 6)}
+    assert vote(Voting(own), votes[False]).tolist() == [[False, True]]
+    assert vote(Voting(own), votes[True]).tolist() == [[True, False]]
+    voting = Voting(own)
+    vote(voting, fired(*[(0.0, 0.0)] * 6))
+    voting.count("run", votes[True], 5.0)
+    assert voting.open("run")[PLACES[0]].tolist() == [[False, False]]
+    voting.count("run", fired(*[(2 * 0.65 ** 3, 2 * 0.65 ** 3)] * 6), 5.0)
+    assert voting.open("run")[PLACES[0]].tolist() == [[True, True]]
 
 
 def test_who_is_at_too_few_places_or_does_not_say_how_strongly_it_fires_acts_wherever_it_does():
@@ -145,7 +159,7 @@ def test_a_gpu_is_waited_for_once_and_finds_the_same(sigma):
     with Devices() as devices:
         there, level = devices.put(torch.zeros(3)), noise_level(devices.put(torch.full((3,), sigma)))
         assert voting.begins("run", 3, level, there.device)
-        voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level, BAR)
+        voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level, look=True)
         voting.let_in("run", devices.put(torch.tensor(False)))
         devices.waits.clear()
         voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)

@@ -76,6 +76,15 @@ def test_before_is_what_ksampler_paints_and_each_version_what_erase_paints(host)
     assert [brightest(one) > 100 for one in shown] == [False, False, True, True] and brightest(shown[0]) == 0
 
 
+def test_the_pictures_files_say_every_version_that_was_painted(host):
+    made = comparing(minicanvas(), "actuators", "cat:0.5")
+    outcome = host.run(made)
+    entries = json.loads(Image.open(io.BytesIO(outcome.images[0])).text["saemnesia"])
+    assert [(one["node"], one["sampler"]) for one in entries] == [("compare", "compare")] * 4
+    assert [one["actuator"] for one in entries] == ["ablate", "steer", "replace", "amount"]
+    assert entries[0]["concepts"] == "cat:0.5" and f"of {STEPS} steps" in entries[0]["fired"]
+
+
 def test_what_earlier_nodes_erase_stays_erased_in_all(host):
     earlier = erase(minicanvas(), "cat", sae=MINICANVAS)
     _, (before, style, rose) = exact(host, comparing(earlier, "concepts", "noto style, rose:0"), ["compare", 1], 3, 1)

@@ -1,0 +1,115 @@
+"""What one word does on the first day: nothing chosen, nothing known, ten of MiniCanvas's concepts.
+
+    python -m benchmarks.minicanvas.words            *Erase Words* in ComfyUI
+    python -m benchmarks.minicanvas.words --webui    the sidebar's *Find a concept*; then erased in ComfyUI
+
+A word is told from the common ones that the nodes think of by themselves, most of which MiniCanvas never saw. The web
+UI is the tests' stand-in for Forge, with the real model, Euler and our real extension. Only the pictures' size and
+guidance are MiniCanvas's own.
+"""
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_models.formats import read_headers
+from sae_models.storage import write_json
+from tools.comfy_host import COMFY, ComfyHost
+
+from . import table
+from .canvas import CANVAS_PX
+from .checkpoint import NAME
+from .find import erasing, path_of
+from .icons import OBJECTS, STYLES
+from .judge import load_judge
+from .paint import CFG, link_bench_nodes, node, paint
+
+RESULTS = Path(__file__).parents[1] / "results"
+FILE = "bench words"
+TEN = (*OBJECTS[::3], *(f"{style} style" for style in STYLES[::3]))
+
+Found = Callable[[str], Path]
+"""Finds a word on a model that knows none, and says where its file is."""
+
+
+def in_comfyui(host: ComfyHost) -> Found:
+    made = f"{Path(NAME).stem} *.safetensors"
+
+    def found(word: str) -> Path:
+        for old in path_of(FILE).parent.glob(made):
+            old.unlink()
+        host.run({"checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
+                  "words": node("SAEmnesiaEraseWords", model=["checkpoint", 0], clip=["checkpoint", 1], words=word,
+                                told_from="", pictures=32, side=CANVAS_PX, cfg=CFG)}, timeout=3600)
+        return next(path_of(FILE).parent.glob(made))
+    return found
+
+
+@contextmanager
+def in_the_webui() -> Iterator[Found]:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+    import comfy.sd
+    from fake_webui import Webui, sd_model
+    model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(COMFY / "models" / "checkpoints" / NAME))
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        return torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts]).float()
+    loaded = sd_model(model.model.diffusion_model.float(), forge=True, encode=encode)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), \
+            Webui(Path(folder), loaded, forge=True).installed() as host:
+        from saemnesia_webui.find import Wish
+
+        def found(word: str) -> Path:
+            shutil.rmtree(Path(folder) / "sae", ignore_errors=True)
+            return Path(folder) / "sae" / host.module.FINDER.find(Wish(word, side=CANVAS_PX, cfg=CFG)).file
+        yield found
+
+
+def figures(host: ComfyHost, find: Found, word: str) -> dict[str, float | None]:
+    """{"seconds": for finding, "kB a place": of the file, what it says of itself and what is seen, in per cent}"""
+    began = time.monotonic()
+    made = find(word)
+    seconds, headers = time.monotonic() - began, read_headers(made)
+    [concept] = headers[0].concepts
+    shutil.copy(made, path_of(FILE))
+    task = table.task_of(word)
+    verdict = load_judge().verdict(paint(host, erasing(FILE), task, 1000))
+    said = {what: 100 * share for what, share in concept.measured.items()}
+    row: dict[str, Any] = {"seconds": seconds, "kB a place": made.stat().st_size / 1000 / len(headers),
+                           "neurons": len(concept.latents), "bar": concept.bar} | said
+    return {what: value if value is None else round(value, 2)
+            for what, value in (row | asdict(table.score(task, verdict))).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", nargs="+", choices=table.all_names(), default=TEN, metavar="NAME")
+    parser.add_argument("--webui", action="store_true", help="find them in the web UI's stand-in")
+    parser.add_argument("--bf16", action="store_true", help="let ComfyUI multiply in bfloat16: faster, less exact")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    link_bench_nodes()
+    torch.set_num_threads(options.threads)
+    out, rows = RESULTS / f"words{'-webui' if options.webui else ''}.json", {}
+    with ComfyHost(threads=options.threads, bf16=options.bf16) as host, \
+            (in_the_webui() if options.webui else nullcontext(in_comfyui(host))) as find:
+        try:
+            for word in options.concepts:
+                rows[word] = figures(host, find, word)
+                print(word, json.dumps(rows[word]), flush=True)
+                write_json(out, {"concepts": rows})
+        finally:
+            path_of(FILE).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What an eraser does, and the bar that it votes by; on a stand-in for a model, whose places put out how strongly a
+prompt says cat, and nothing else."""
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from sae_models.adapter import Block
+from sae_models.concepts import Concept, Statistics
+from sae_models.formats import Rows
+from sae_models.learning import effects
+from sae_models.learning.painting import Painting
+from sae_models.table import Table
+
+PLACES = [Block(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", False) for i in range(4)]
+SIGMA = 5.0
+
+
+@dataclass
+class Step:
+    t: torch.Tensor
+    asked: list
+    loud: dict
+
+    sigma = SIGMA
+
+    def predict(self, texts, taps=None):
+        self.asked.append(list(texts))
+        out = torch.tensor([self.loud[text] for text in texts])[:, None, None].expand(-1, 3, 2)
+        return torch.stack([tap(out, None) for tap in taps.values()]).mean(0) if taps else out
+
+
+class Painter:
+    def __init__(self, loud, batch):
+        self.painting, self.loud, self.asked, self.painted = Painting(batch=batch, steps=8), loud, [], []
+
+    def paint(self, texts, generator, kept, look):
+        self.painted.append(list(texts))
+        for step in kept:
+            look(Step(torch.full((len(texts),), SIGMA - step / 10), self.asked, self.loud))
+
+
+def eraser(count=4):
+    """A neuron at each place that takes out all that is said; it is 1 where the concept is said."""
+    rows = Rows(torch.tensor([[1.0, 0.0]]), torch.zeros(1), torch.tensor([[1.0, 1.0]]),
+                Statistics((1.0,), torch.zeros(1, 1), torch.full((1, 1), 0.999)))
+    return effects.ablating(PLACES[:count], [Table((Concept("cat", (0,)),), rows)] * count)
+
+
+def words(said, others):
+    """{text: how loud}, prompts that say it with the same without, and prompts that do not."""
+    pairs = [(f"cat {i}", f"nothing {i}") for i in range(len(said))]
+    loud = {f"cat {i}": z for i, z in enumerate(said)} | {f"nothing {i}": 0.0 for i in range(len(said))}
+    return loud | {f"dog {i}": z for i, z in enumerate(others)}, pairs, [f"dog {i}" for i in range(len(others))]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize(("said", "others", "wanted"), [
+    ([0.9, 0.216, 1.0, 0.5], [0.0, 0.008, 0.001], (0.6 + 0.2) / 2),
+    ([1.0, 1.0], [0.3], 0.5),
+    ([0.3, 1.0], [0.0], (0.3 ** (1 / 3)) / 2),
+    ([0.1, 1.0], [0.0], 0.3),
+])
+def test_the_bar_lies_half_the_way_between_what_says_it_and_what_does_not(batch, said, others, wanted):
+    loud, pairs, rest = words(said, others)
+    painter = Painter(loud, batch)
+    effect, bar = effects.with_bar(painter, eraser(), pairs, rest)
+    assert bar == pytest.approx(wanted, abs=2e-3)
+    assert {text for asked in painter.asked for text in asked} == {*loud}
+    assert all(len(asked) == batch for asked in painter.asked) and len(painter.painted) == 1
+    assert effect.removed > 0.9
+
+
+def test_with_its_own_bar_it_touches_no_prompt_that_a_lower_one_would_let_in():
+    loud, pairs, rest = words([1.0, 0.9], [0.07])
+    assert effects.effects(Painter(loud, 2), {0: eraser()}, pairs, rest)[0].touched > 1e-4
+    effect, bar = effects.with_bar(Painter(loud, 2), eraser(), pairs, rest)
+    assert bar == 0.5 and effect.touched == 0 and effect.removed == pytest.approx(1)
+
+
+def test_who_does_not_vote_has_no_bar_and_is_asked_nothing_beside():
+    loud, pairs, rest = words([1.0], [0.0])
+    painter = Painter(loud, 1)
+    effect, bar = effects.with_bar(painter, eraser(2), pairs, rest)
+    assert bar is None and effect.removed == pytest.approx(1)
+    voting = Painter(loud, 1)
+    effects.with_bar(voting, eraser(), pairs, rest)
+    assert len(voting.asked) == len(painter.asked) + 3 * effects.ASKED
