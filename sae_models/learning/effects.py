@@ -12,7 +12,7 @@ from ..adapter import Block
 from ..concepts import bars
 from ..erasure import Edit, Erasure
 from ..table import Table
-from ..voting import Voting
+from ..voting import BAR, Voting
 from .collect import HELD_OUT
 from .measuring import Effect
 from .painting import Painter, Step
@@ -20,10 +20,10 @@ from .painting import Painter, Step
 STEPS = 6
 """Steps of a picture at which is measured, evenly over sampling."""
 
-ASKED = 32
-"""Prompts that say a concept, and twice as many that do not, from whose votes its bar is found."""
-BARS = 0.3, 0.5
-"""A bar lies between: what is heard of a concept in a picture's first call varies with words that nobody tried."""
+ASKED = 64
+"""Prompts that say a concept, from whose votes its bar is found."""
+MISSED, BELOW, HIGHEST = 1 / 64, 0.9, 0.5
+"""Share of them that may be heard less; what the bar is of that vote, and at most: nobody tried all prompts."""
 
 Eraser = Mapping[Block, Erasure]
 
@@ -44,14 +44,13 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
 def with_bar(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]],
              others: Sequence[str]) -> tuple[Effect, float | None]:
     """What an eraser of one concept does on other pictures than those of `effects`, and the bar that is found for it
-    before: half the way between the least of its votes about prompts that say it and the greatest about others. None
-    where its places do not vote."""
+    before: a little below its votes about prompts that say it. None where its places do not vote."""
     trial, batch = _Trial(eraser), painter.painting.batch
     pairs, rest = _some(said, batch, batch), _some(others, batch, batch)
 
     def look(step: Step) -> None:
         if trial.bar is None and trial.voting.voters:
-            trial.find_bar(step, _some(said, ASKED), _some(others, ASKED))
+            trial.find_bar(step, [text for text, _ in _some(said, ASKED)])
         _look([trial], pairs, rest, step)
     _paint(painter, 1, pairs, look)
     return trial.effect, trial.bar
@@ -85,22 +84,17 @@ class _Trial:
         self.eraser, self.voting, self.effect = eraser, Voting(eraser), Effect()
         self.bar: float | None = None
 
-    def find_bar(self, step: Step, said: Sequence[tuple[str, str]], others: Sequence[str]) -> None:
-        """Of the only concept, asked about these prompts."""
-        lowest = self._asked(step, [text for text, _ in said]).min()
-        highest = self._asked(step, [*(without for _, without in said), *others]).max()
-        self.bar = round(float((lowest + highest) / 2), 3)
-        self.bar = min(max(self.bar, BARS[0]), BARS[1])
+    def find_bar(self, step: Step, said: Sequence[str]) -> None:
+        """Of the only concept, from prompts that say it."""
+        at_once = len(step.t)
+        votes = torch.cat([self._heard(step, _some(said, at_once, i)) for i in range(0, len(said), at_once)])
+        self.bar = round(float((BELOW * votes[:len(said)].quantile(MISSED)).clamp(BAR, HIGHEST)), 3)
         self.eraser = {block: Erasure([replace(edit, bars=dict.fromkeys(edit.names, self.bar)) for edit in one.edits],
                                       one.residual) for block, one in self.eraser.items()}
         self.voting = Voting(self.eraser)
 
-    def _asked(self, step: Step, texts: Sequence[str]) -> Tensor:
-        """The only concept's vote about each of some prompts."""
-        at_once = len(step.t)
-        return torch.cat([self._heard(step, _some(texts, at_once, i)) for i in range(0, len(texts), at_once)])
-
     def _heard(self, step: Step, texts: Sequence[str]) -> Tensor:
+        """The only concept's vote about each of as many prompts as there are pictures."""
         found: dict[Block, Tensor] = {}
 
         def look(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:

@@ -55,20 +55,19 @@ def words(said, others):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
-@pytest.mark.parametrize(("said", "others", "wanted"), [
-    ([0.9, 0.216, 1.0, 0.5], [0.0, 0.008, 0.001], (0.6 + 0.2) / 2),
-    ([1.0, 1.0], [0.3], 0.5),
-    ([0.3, 1.0], [0.0], (0.3 ** (1 / 3)) / 2),
-    ([0.1, 1.0], [0.0], 0.3),
+@pytest.mark.parametrize(("said", "wanted"), [
+    ([0.125] * 32, 0.9 * 0.5),
+    ([0.064] + 63 * [1.0], 0.5),
+    ([0.064] * 2 + 62 * [1.0], 0.9 * 0.4),
+    ([0.5] * 32, 0.5),
+    ([0.02] * 32, 0.35),
 ])
-def test_the_bar_lies_half_the_way_between_what_says_it_and_what_does_not(batch, said, others, wanted):
-    loud, pairs, rest = words(said, others)
+def test_the_bar_lies_a_little_below_what_nearly_all_prompts_that_say_it_reach(batch, said, wanted):
+    loud, pairs, rest = words(said, [0.0])
     painter = Painter(loud, batch)
-    effect, bar = effects.with_bar(painter, eraser(), pairs, rest)
+    _, bar = effects.with_bar(painter, eraser(), pairs, rest)
     assert bar == pytest.approx(wanted, abs=2e-3)
-    assert {text for asked in painter.asked for text in asked} == {*loud}
     assert all(len(asked) == batch for asked in painter.asked) and len(painter.painted) == 1
-    assert effect.removed > 0.9
 
 
 def test_with_its_own_bar_it_touches_no_prompt_that_a_lower_one_would_let_in():
@@ -85,4 +84,4 @@ def test_who_does_not_vote_has_no_bar_and_is_asked_nothing_beside():
     assert bar is None and effect.removed == pytest.approx(1)
     voting = Painter(loud, 1)
     effects.with_bar(voting, eraser(), pairs, rest)
-    assert len(voting.asked) == len(painter.asked) + 3 * effects.ASKED
+    assert len(voting.asked) == len(painter.asked) + effects.ASKED
