@@ -25,7 +25,10 @@ from sae_models.formats import read_headers
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost
 
-from . import table
+from . import (
+    models,  # noqa: F401  (puts ComfyUI on the path)
+    table,
+)
 from .canvas import CANVAS_PX
 from .checkpoint import NAME
 from .find import erasing, path_of
