@@ -8,7 +8,7 @@ look, unedited, and each concept's places vote:
     vote  = mean over places of min(share, 1)^(1/3) >= bar
 
 By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. The
-bar is a concept's own where its file has one, found from prompts that say it (`learning/effects`), or `BAR`.
+bar is a concept's own where its file has one, found from prompts that people wrote (`learning/effects`), or `BAR`.
 A concept that is voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there
 are many of them, and a picture that is half painted makes single places louder. Concepts at fewer than `QUORUM`
 places, those of files that do not say how strongly they fire, and runs that do not begin with noise, in which a small

@@ -41,15 +41,16 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
     return {key: trial.effect for key, trial in trials.items()}
 
 
-def with_bar(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]],
-             others: Sequence[str]) -> tuple[Effect, float | None]:
+def checked(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]], others: Sequence[str],
+            written: bool) -> tuple[Effect, float | None]:
     """What an eraser of one concept does on other pictures than those of `effects`, and the bar that is found for it
-    before: a little below its votes about prompts that say it. None where its places do not vote."""
+    before: a little below its votes about prompts that say it. None where its places do not vote, and where nobody has
+    `written` the prompts: a concept is heard less in what people paint than in prompts that are all alike."""
     trial, batch = _Trial(eraser), painter.painting.batch
     pairs, rest = _some(said, batch, batch), _some(others, batch, batch)
 
     def look(step: Step) -> None:
-        if trial.bar is None and trial.voting.voters:
+        if written and trial.bar is None and trial.voting.voters:
             trial.find_bar(step, [text for text, _ in _some(said, ASKED)])
         _look([trial], pairs, rest, step)
     _paint(painter, 1, pairs, look)

@@ -1,7 +1,7 @@
 """What is to be learned, and from which prompts: what nodes, sidebar and commands share."""
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..concepts import Concept
 from ..errors import SaeError
@@ -19,12 +19,14 @@ MEASURED = 2
 
 @dataclass(frozen=True)
 class Lesson:
-    """What an SAE shall learn, from how many pictures. held_out: prompts that are not painted to learn from."""
+    """What an SAE shall learn, from how many pictures. held_out: prompts that are not painted to learn from; written:
+    somebody wrote the prompts, as what is going to be painted; ours are narrower."""
     subjects: Sequence[Subject]
     prompts: Sequence[Prompt]
     painting: Painting
     pictures: int
     held_out: Sequence[Prompt] = ()
+    written: bool = field(default=False, repr=False)
 
     @property
     def chunks(self) -> int:
@@ -45,7 +47,7 @@ def lesson(concepts: str, templates: str, painting: Painting, pictures: int) -> 
     prompts = expand(templates if templates.strip() else default_templates(subjects), subjects)
     if pictures < painting.batch:
         raise SaeError(f"expected at least {painting.batch} pictures to learn from (one batch), got {pictures}")
-    return Lesson(subjects, prompts, painting, pictures)
+    return Lesson(subjects, prompts, painting, pictures, written=bool(templates.strip()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def search(concepts: str, contrast: str, templates: str, known: Sequence[Concept
     """
     others = parse_subjects(contrast) if contrast.strip() else [
         Subject(c.name, c.kind or "object", c.description or c.name) for c in known]
-    return search_for(parse_subjects(concepts), others, templates, painting, pictures)
+    found = search_for(parse_subjects(concepts), others, templates, painting, pictures)
+    return replace(found, lesson=replace(found.lesson, written=bool(templates.strip())))
 
 
 def search_for(wanted: Sequence[Subject], others: Sequence[Subject], templates: str, painting: Painting,

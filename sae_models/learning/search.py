@@ -99,7 +99,7 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
     tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
     n = fewest_neurons(tried)
-    checked, bar = effects.with_bar(painter, effects.ablating(blocks, rows[n]), *trials)
+    checked, bar = effects.checked(painter, effects.ablating(blocks, rows[n]), *trials, what.lesson.written)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
     return [table.measured(part, checked.shares, bar) for part in rows[n]], words
