@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,22 @@ Found = Callable[[str], Path]
 """Finds a word on a model that knows none, and says where its file is."""
 
 
-def in_comfyui(host: ComfyHost) -> Found:
+@contextmanager
+def in_comfyui(host: ComfyHost) -> Iterator[Found]:
     made = f"{Path(NAME).stem} *.safetensors"
 
+    def forget() -> None:
+        for file in path_of(FILE).parent.glob(made):
+            file.unlink()
+
     def found(word: str) -> Path:
-        for old in path_of(FILE).parent.glob(made):
-            old.unlink()
+        forget()
         host.run({"checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
                   "words": node("SAEmnesiaEraseWords", model=["checkpoint", 0], clip=["checkpoint", 1], words=word,
                                 told_from="", pictures=32, side=CANVAS_PX, cfg=CFG)}, timeout=3600)
         return next(path_of(FILE).parent.glob(made))
-    return found
+    yield found
+    forget()
 
 
 @contextmanager
@@ -104,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     out, rows = RESULTS / f"words{'-webui' if options.webui else ''}.json", {}
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host, \
-            (in_the_webui() if options.webui else nullcontext(in_comfyui(host))) as find:
+            (in_the_webui() if options.webui else in_comfyui(host)) as find:
         try:
             for word in options.concepts:
                 rows[word] = figures(host, find, word)
