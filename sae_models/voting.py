@@ -74,8 +74,9 @@ class Voting:
 
     def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel,
               look: bool = False) -> None:
-        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran. Where
-        a place has other rows than the call, because something else arranges them, all are let in."""
+        """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran; look:
+        by each concept's bar, and not by `LATER`. Where a place has other rows than the call, because something else
+        arranges them, all are let in."""
         if all(len(rows) == len(self._open[key]) for rows in strengths.values()):
             votes = self.votes(strengths, sigma)
             bars = self._on(votes.device)[3]
