@@ -74,8 +74,9 @@ def test_the_blueprint_is_one_node_with_what_an_artist_sets(browser, comfy, node
     page = canvas.open_page(browser, comfy, nodes2)
     loader = canvas.add(page, "CheckpointLoaderSimple", 60, 60)
     page.mouse.dblclick(900, 600)  # as people add a node
+    page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type("paint without")
-    page.wait_for_timeout(1500)
+    expect(page.get_by_text("SAEmnesia paint without").first).to_be_visible()
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.some((node) => node.subgraph)")
     page.evaluate("""(loader) => {
