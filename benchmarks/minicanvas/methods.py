@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -107,27 +107,27 @@ def file_of(way: Way, seed: int) -> Path:
     return sae_file(f"top{way.neurons}" if way.neurons else way.sae, seed)
 
 
-def make_all(at_once: int, threads: int) -> None:
+def make_all(at_once: int, threads: int, seeds: Sequence[int]) -> None:
     SAES.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(threads)
     own = [(way.sae, way.at) for way in METHODS.values() if not way.chooses]
     for sae, at in own:
         trainings.paint(sae, at)
     with ThreadPoolExecutor(at_once) as pool:
-        work = [pool.submit(trainings.of_seed, seed) for seed in SEEDS]
-        work += [pool.submit(trainings.train, sae, at, seed, *PUSH[at]) for sae, at in own for seed in SEEDS]
+        work = [pool.submit(trainings.of_seed, seed) for seed in seeds]
+        work += [pool.submit(trainings.train, sae, at, seed, *PUSH[at]) for sae, at in own for seed in seeds]
         for one in work:
             one.result()
 
 
-def figures() -> dict[str, dict[str, float]]:
+def figures(seeds: Sequence[int]) -> dict[str, dict[str, float]]:
     """{sae: FVU, dead latents and scores, averaged over the seeds}, from the reports beside the files.
 
     score: of the concepts' best latents; centralisation: how many times that of the plain SAE of the same seed.
     """
     rows = {}
     for sae in ("ours", "ours-block", "published", "plain"):
-        reports, plain = ([json.loads((SAES / f"{name}-{seed}.report.json").read_text()) for seed in SEEDS]
+        reports, plain = ([json.loads((SAES / f"{name}-{seed}.report.json").read_text()) for seed in seeds]
                           for name in (sae, "plain"))
         score, before = ([average(concept["score"] for concept in report["concepts"]) for report in of]
                          for of in (reports, plain))
@@ -201,14 +201,14 @@ class Scores:
                 return table.score(task, self.judge.verdict(paint(host, bench.METHODS["none"], task, 1000)))
         return {group: asdict(table.mean([of(task) for task in listed])) for group, listed in tasks().items()}
 
-    def row(self, name: str) -> dict:
+    def row(self, name: str, seeds: Sequence[int]) -> dict:
         """A method's figures over all seeds, at the strength that did best with the first; spread: the standard
         deviation over seeds of the mean of UA, IRA, CRA and in-scene."""
         method, groups = METHODS[name], tasks()
         tuned_on = [groups["objects"][0], groups["styles"][1]]
         tried = STRENGTHS if method.chooses else STRENGTHS[:1]
-        best = max(tried, key=lambda s: quality(self.mean(0, name, s, tuned_on))) if method.chooses else tried[0]
-        by_seed = {group: [self.mean(seed, name, best, of) for seed in SEEDS] for group, of in groups.items()}
+        best = max(tried, key=lambda s: quality(self.mean(seeds[0], name, s, tuned_on))) if method.chooses else tried[0]
+        by_seed = {group: [self.mean(seed, name, best, of) for seed in seeds] for group, of in groups.items()}
         return {"title": method.title, "strength": best, "evaluations": len(tried)} | {
             group: asdict(table.mean(scores)) | {"spread": round(pstdev(map(quality, scores)), 2)}
             for group, scores in by_seed.items()}
@@ -238,18 +238,19 @@ def show(data: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bf16", action="store_true", help="let the CPU multiply in bfloat16: faster, less exact")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--at-once", type=int, default=2, help="how many trainings, and hosts, run beside each other")
     parser.add_argument("--threads", type=int, default=1, help="of each of them")
     options = parser.parse_args()
-    make_all(options.at_once, options.threads)
+    make_all(options.at_once, options.threads, options.seeds)
     link_bench_nodes()
     with ExitStack() as stack:
         hosts = [stack.enter_context(ComfyHost(threads=options.threads, bf16=options.bf16))
                  for _ in range(options.at_once)]
         scores = Scores(hosts, load_judge())
         with ThreadPoolExecutor(options.at_once) as pool:
-            rows = dict(zip(METHODS, pool.map(scores.row, METHODS), strict=True))
-        scores.data |= {"plain": scores.plain(), "methods": rows, "trainings": figures()}
+            rows = dict(zip(METHODS, pool.map(lambda name: scores.row(name, options.seeds), METHODS), strict=True))
+        scores.data |= {"plain": scores.plain(), "methods": rows, "trainings": figures(options.seeds)}
     write_json(RESULTS, scores.data)
     show(scores.data)
 
