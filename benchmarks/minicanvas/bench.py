@@ -42,7 +42,7 @@ BLOCK, BLOCK_PATH = "up_blocks.0.attentions.0", "output_blocks.0.1"
 PAPERS_SAE = COMFY / "models" / "sae" / "minicanvas-methods" / "published-0.safetensors"
 """Made by methods.py."""
 BLOCKS = ", ".join(("down_blocks.0.attentions.0", "down_blocks.1.attentions.0", "mid_block.attentions.0",
-                    "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.1.attentions.0"))
+                    "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.1.attentions.1"))
 GUIDANCES = (1.0, 2.5, 5.0)
 
 
