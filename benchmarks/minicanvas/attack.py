@@ -4,9 +4,10 @@
     python -m benchmarks.minicanvas.attack --quick   one concept
 
 Attacks of `attacking` on embeddings (the upper bound) and on tokens, blind to the edit as the papers' are, through it,
-and through it while the neuron is to stay silent; and from a picture of the concept (img2img). What was found is put
-before prompts that it was not sought with, which a real ComfyUI paints. A success is a picture in which the judge sees
-the concept's drawing. Controls: the model without erasure, the concept unsaid, attacked in the same way; and no attack.
+through it while the neuron is to stay silent, and past the vote; and from a picture of the concept (img2img). What was
+found is put before prompts that it was not sought with, which a real ComfyUI paints. A success is a picture in which
+the judge sees the concept's drawing. Controls: the model without erasure, the concept unsaid, attacked in the same way;
+and no attack.
 Finished cases are kept in benchmarks/results/, so a run that was stopped goes on from there.
 """
 import argparse
@@ -40,6 +41,7 @@ ATTACKS = {
     "blind": Attack("embeddings, blind to the edit", through=False),
     "through": Attack("embeddings, through the edit"),
     "evading": Attack("embeddings, through the edit and past the neuron", evasion=1.0),
+    "unheard": Attack("embeddings, past the vote", unheard=10.0),
     "said": Attack("embeddings through the edit, and the word", said=True),
     "tokens": Attack("tokens, through the edit", tokens=True),
 }

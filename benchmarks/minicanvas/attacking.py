@@ -6,11 +6,14 @@ are k embeddings before a prompt, as in concept inversion (arXiv 2308.01508), th
 or k tokens, exchanged one by one for those that the gradient likes (GCG, arXiv 2307.15043).
 
 The edit is differentiable, its gate is not: backwards it is a sigmoid about the threshold. An attack that evades is
-also told to keep the neuron below its threshold.
+also told to keep the neuron below its threshold. One that is to stay unheard goes past the vote of the places instead,
+without which nothing is erased: it is told to bring the concept back in the model as it is, while the vote stays below
+the bar.
 """
-from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from sae_models import hookpoint
 from sae_models.adapter import Block
 from sae_models.erasure import Edit, Erased, Erasure, _pre_activations, _threshold
+from sae_models.voting import LATER, Voting
 
 from . import models  # noqa: F401  (puts ComfyUI on the path)
 from .rivals import EsdSettings, Teacher, teacher
@@ -32,15 +36,21 @@ ROUNDS, CANDIDATES, LIKED = 40, 12, 64
 """Of an attack on tokens: rounds, exchanges tried in each, and how many tokens the gradient proposes for a place."""
 SOFT = 0.1
 """Width of the gate's sigmoid backwards, in units of the threshold."""
+QUIET = 0.8
+"""How much of a concept's bar the vote of an attack that stays unheard may reach."""
+FAINT = 1e-5
+"""What is added to how strongly a neuron fires before a vote: its root has no gradient at 0."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """through: the gradient sees the edit; evasion: how much it counts that the neuron is kept silent; tokens: what is
-    sought are tokens, not embeddings; said: the concept's word is in the prompt too."""
+    """through: the gradient sees the edit; evasion: how much it counts that the neuron is kept silent; unheard: that
+    the places vote the concept out, whereupon there is no edit to look through; tokens: what is sought are tokens, not
+    embeddings; said: the concept's word is in the prompt too."""
     title: str
     through: bool = True
     evasion: float = 0.0
+    unheard: float = 0.0
     tokens: bool = False
     said: bool = False
 
@@ -57,7 +67,7 @@ class SoftErasure(Erasure):
         return Erased(self._edited(x, acts, sigma).mT, torch.cat([z.detach().amax((0, 2)) for z in acts]).gt(0))
 
     def activations(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
-                    x_in: Tensor | None = None) -> list[Tensor]:
+                    x_in: Tensor | None = None, always: bool = False) -> list[Tensor]:
         acts = []
         for edit, placed in zip(self.edits, self._on(x), strict=True):
             threshold = _threshold(edit, placed, sigma).clamp_min(1e-6).to(x)[:, None]
@@ -73,15 +83,35 @@ class Victim:
 
     def __init__(self, unet: nn.Module, edits: Sequence[tuple[Block, Edit]] = ()) -> None:
         self.unet = unet
-        self.erasures = {block.hookpoint: SoftErasure([edit]) for block, edit in edits}
+        self.erasures = {block: SoftErasure([edit]) for block, edit in edits}
 
     def __call__(self, x: Tensor, time: int, context: Tensor, edited: bool = True) -> Tensor:
         """eps [n, 4, h, w] at one step."""
-        a = float(alphas_cumprod()[time])
+        sigma = _sigma(time)
+        return self._hooked(x, time, context, {
+            block: partial(_edited, erasure, sigma) for block, erasure in self.erasures.items() if edited})
+
+    def heard(self, x: Tensor, time: int, context: Tensor) -> tuple[Tensor, Tensor]:
+        """eps of the model as it is, and the concept's vote [n]."""
+        strengths, sigma = {}, _sigma(time)
+
+        def listen(block: Block, output: Tensor) -> None:
+            strengths[block] = self.erasures[block].strengths(output, sigma) + FAINT
+        eps = self._hooked(x, time, context, {block: partial(listen, block) for block in self.erasures})
+        return eps, Voting(self.erasures).votes(strengths, sigma)[:, 0]
+
+    def bar(self, first: bool) -> float:
+        """From which vote on the concept is there, in a run's first call or a later one."""
+        own = float(Voting(self.erasures).bars[0])
+        return own if first else max(own, LATER)
+
+    def _hooked(self, x: Tensor, time: int, context: Tensor, seen: dict[Block, Callable[[Tensor], Tensor | None]]
+                ) -> Tensor:
+        """eps with functions called with what some places put out; what they give takes its place."""
         with ExitStack() as stack:
-            for name, erasure in self.erasures.items() if edited else ():
-                erasure.loud.clear()
-                stack.enter_context(_hooked(hookpoint.find(self.unet, name), erasure, ((1 - a) / a) ** 0.5))
+            for block, see in seen.items():
+                module = hookpoint.find(self.unet, block.hookpoint)
+                stack.callback(module.register_forward_hook(lambda _, inputs, output, see=see: see(output)).remove)
             return self.unet(x, torch.full((len(x),), time), context)
 
     def loud(self) -> Tensor:
@@ -90,13 +120,14 @@ class Victim:
         return torch.stack(parts).mean() if parts else torch.zeros(())
 
 
-@contextmanager
-def _hooked(module: nn.Module, erasure: Erasure, sigma: float):
-    handle = module.register_forward_hook(lambda _, inputs, output: erasure(output, sigma).out)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _edited(erasure: SoftErasure, sigma: float, output: Tensor) -> Tensor:
+    erasure.loud.clear()
+    return erasure(output, sigma).out
+
+
+def _sigma(time: int) -> float:
+    a = float(alphas_cumprod()[time])
+    return ((1 - a) / a) ** 0.5
 
 
 class Words:
@@ -139,11 +170,16 @@ class Seeker:
     def loss(self, before: Tensor, rows: Tensor, prompts: Tensor) -> Tensor:
         """How far the victim's prediction is from the teacher's, a share of what the word makes; rows: of the teacher's
         steps, all of one time."""
-        known = self.known
-        said = self.victim(known.latents[rows], int(known.times[rows[0]]), self.words.contexts(before, prompts),
-                           self.attack.through)
+        known, attack, time = self.known, self.attack, int(self.known.times[rows[0]])
+        asked = known.latents[rows], time, self.words.contexts(before, prompts)
+        if attack.unheard:
+            said, vote = self.victim.heard(*asked)
+            paid = attack.unheard * (vote / self.victim.bar(time == self.times.max()) - QUIET).relu().mean()
+        else:
+            said = self.victim(*asked, attack.through)
+            paid = attack.evasion * self.victim.loud()
         word = (known.with_it[rows] - known.without[rows]).square().mean()
-        return (said - known.with_it[rows]).square().mean() / word + self.attack.evasion * self.victim.loud()
+        return (said - known.with_it[rows]).square().mean() / word + paid
 
     def some(self) -> tuple[Tensor, Tensor]:
         """Rows of the teacher, of a step at random, and the prompt of each."""

@@ -10,6 +10,7 @@ from sae_models.adapter import Block
 from sae_models.concepts import Statistics
 from sae_models.erasure import Edit, Erasure
 from sae_models.formats import Rows
+from sae_models.voting import Voting
 
 WIDTH, THRESHOLD = 32, 0.01
 SAID, UNSAID = ["a cat, noto style", "a cat and a castle"], ["noto style", "a castle"]
@@ -17,7 +18,7 @@ SAID, UNSAID = ["a cat, noto style", "a cat and a castle"], ["noto style", "a ca
 
 def an_edit(seed: int) -> Edit:
     W_enc, W_dec = torch.randn(2, 2, WIDTH, generator=torch.Generator().manual_seed(seed))
-    statistics = Statistics((1.0,), torch.full((2, 1), THRESHOLD), torch.ones(2, 1))
+    statistics = Statistics((1.0,), torch.full((2, 1), THRESHOLD), torch.full((2, 1), 0.5))
     return Edit(("cat", "cat"), Rows(W_enc, torch.zeros(2), W_dec, statistics), torch.ones(2))
 
 
@@ -67,6 +68,28 @@ def test_an_attack_that_evades_pays_for_every_row_that_fires(victim, seeker):
     more = evading.loss(words, *rows) - seen.loss(words, *rows)
     assert victim.loud() > 0
     torch.testing.assert_close(more, 2 * victim.loud(), rtol=1e-3, atol=1e-3)
+
+
+def test_an_attack_past_the_vote_sees_the_model_as_it_is_and_pays_for_being_heard(victim, seeker):
+    rows = torch.arange(4), torch.arange(4) % 2
+    blind, unheard = seeker(Attack("", through=False)), seeker(Attack("", unheard=5.0))
+    words = blind.words.table[:attacking.K].float().requires_grad_()
+    loss, time = unheard.loss(words, *rows), int(unheard.known.times[0])
+    x, contexts = unheard.known.latents[rows[0]], unheard.words.contexts(words, rows[1])
+    places, sigma = {}, attacking._sigma(time)
+    for block, soft in victim.erasures.items():
+        module = hookpoint.find(victim.unet, block.hookpoint)
+        module.register_forward_hook(lambda _, inputs, output, block=block, edits=soft.edits: places.__setitem__(
+            block, Erasure(edits).strengths(output, sigma)))
+    victim.unet(x, torch.full((4,), time), contexts)
+    for block in victim.erasures:
+        hookpoint.find(victim.unet, block.hookpoint)._forward_hooks.clear()
+    vote = Voting(victim.erasures).votes(places, sigma)[:, 0]
+    over = (vote / victim.bar(time == int(unheard.known.times.max())) - attacking.QUIET).relu().mean()
+    assert over > 0
+    torch.testing.assert_close(loss - blind.loss(words, *rows), 5 * over, rtol=0.05, atol=1e-3)
+    loss.backward()
+    assert words.grad.isfinite().all() and words.grad.abs().max() > 0
 
 
 def test_an_attack_on_tokens_says_what_can_be_typed(seeker):
