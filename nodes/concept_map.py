@@ -72,6 +72,7 @@ class ConceptMap(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, vae: Any, positive: list, image: torch.Tensor, sae: LoadedSae, at: float,
                 threshold: float, concepts: str) -> io.NodeOutput:
+        sae = sae.now(concepts)
         names = concept_map.names_of(sae, concepts)
         pictures = image[..., :3]
         maps = look(model, positive, vae.encode(in_latents(pictures)), sae, names, at)

@@ -43,6 +43,7 @@ class Erase(io.ComfyNode):
     @classmethod
     def execute(cls, model: patch.ModelPatcher, sae: LoadedSae, actuator: str, start: float, end: float,
                 apply_to: str, concepts: str) -> io.NodeOutput:
+        sae = sae.now(concepts)
         edits = build_edits(sae, concepts, Actuator(actuator), conditional_only=apply_to == CONDITIONAL_ONLY)
         erased = patch.erase(model, sae, edits, (start, end), cls.hidden.unique_id, idle(sae, concepts))
         if edits and (sentence := sae.elsewhere(files.checkpoint(cls.hidden))):

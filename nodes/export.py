@@ -29,16 +29,17 @@ class ExportConcept(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> float:
+    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
         return files.changed(files.new_path(name))
 
     @classmethod
     def execute(cls, sae: LoadedSae, name: str, concepts: str) -> io.NodeOutput:
+        sae = sae.now(concepts)
         out, wanted = files.new_path(name), [choice.name for choice in mentioned(parse(concepts))]
         table.add(out, table.read_tables(sae.path, sae.choose(wanted)))
         names = ", ".join(sae.find(name).name for name in wanted)
         text = f"{out.name}: {out.stat().st_size / 1000:.0f} kB, {names}"
-        return io.NodeOutput(files.load(out.name), ui={"text": [text], "sae": [out.name]})
+        return io.NodeOutput(files.made(out), ui={"text": [text], "sae": [out.name]})
 
 
 NODES = [ExportConcept]

@@ -87,10 +87,27 @@ def new_path(name: str) -> Path:
     return out / f"{plain}.safetensors"
 
 
-def changed(path: Path) -> float:
-    """What a node that writes `path` has for a fingerprint: another when the file changes, and always another while
-    there is none (a new NaN equals nothing, while math.nan is itself)."""
-    return path.stat().st_mtime if path.exists() else float("nan")
+_written: dict[Path, tuple[int | None, int]] = {}
+"""{file: (when it was written last, as far as we know; how often somebody else has changed it)}"""
+
+
+def changed(path: Path) -> int:
+    """What a node that writes `path` has for a fingerprint: another when somebody else has changed or removed the file
+    since, so that what was made once is not made again with every queue."""
+    now = _when(path)
+    before, times = _written.setdefault(path, (now, 0))
+    _written[path] = now, times + (now != before)
+    return _written[path][1]
+
+
+def made(path: Path) -> LoadedSae:
+    """The file that a node has just written."""
+    _written[path] = _when(path), _written.get(path, (None, 0))[1]
+    return LoadedSae.read(path.name, path)
+
+
+def _when(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def load(name: str) -> LoadedSae:

@@ -79,7 +79,7 @@ class FindConcept(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> float:
+    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
         return files.changed(files.new_path(name))
 
     @classmethod
@@ -98,7 +98,7 @@ class FindConcept(io.ComfyNode):
                      [neurons] if neurons else NEURONS, None if how == OWN else _best(how, sae, what, neurons or 1))
         text = f"{out.name}, from {pictures} pictures: {'; '.join(said)}"
         log.info("SAEmnesia: %s", text)
-        return io.NodeOutput(files.load(out.name), text, ui={"text": [text], "sae": [out.name]})
+        return io.NodeOutput(files.made(out), text, ui={"text": [text], "sae": [out.name]})
 
 
 def _places(model: Any, how: str, sae: LoadedSae | None, names: str) -> list[Header]:

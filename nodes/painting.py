@@ -65,6 +65,14 @@ class Painter:
         for _ in range(self.painting.steps):
             self.tick(None)
 
+    def make_room(self, size: int) -> torch.device:
+        device = comfy.model_management.get_torch_device()
+        comfy.model_management.free_memory(size, device)
+        return device
+
+    def check_stopped(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
     def encoded(self, texts: Sequence[str]) -> Encoded:
         """Prompts as one batch.
 
@@ -101,7 +109,7 @@ class Step:
 
     def predict(self, texts: Sequence[str], taps: Mapping[Block, Tap] | None = None) -> torch.Tensor:
         """The pictures [n, ...] that the model predicts with these n prompts."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.painter.check_stopped()
         model, both, x, t = self.executor.class_obj, self.painter.encoded(texts), self.x, self.t
         size = {"width": self.painter.painting.width, "height": self.painter.painting.height}
         conds = model.extra_conds(noise=x, device=x.device, cross_attn=both.context, pooled_output=both.pooled,

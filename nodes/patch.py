@@ -46,6 +46,8 @@ from .said import warn
 
 KEY = "saemnesia"
 SAMPLING = "model_sampling"
+NEGATIVE = ("negative", "empty_negative_prompt")
+"""How guiders name their negative prompts: the usual one and DualCFG, and PerpNeg."""
 WHOLE = (0.0, 1.0)
 """All of sampling, in shares."""
 log = logging.getLogger(KEY)
@@ -158,6 +160,8 @@ class Patch:
         self.rows_matter = any(edit.conditional_only for item in edits for _, edit in item.edits)
         self._functions: dict[bool, tuple[dict[Block, Any], Any]] = {}
         self._calls: dict[int, _Call] = {}
+        self._negative: set[Hashable] = set()
+        self._asked: set[Hashable] = set()
         self.tally = Tally()
 
     def measure(self, sampling: Any) -> None:
@@ -176,7 +180,7 @@ class Patch:
         """WrappersMP.APPLY_MODEL: one model call, with every place edited while it lasts; the first of its kind in a
         run is made once before that only to look."""
         options = transformer_options or {}
-        rows = conditional_rows(len(x), options.get("cond_or_uncond"), x.device) if self.rows_matter else None
+        rows = conditional_rows(len(x), self._chunks(options), x.device) if self.rows_matter else None
         hooks, attention_patch = self._editing()
         if self.attentions:
             options = with_attention_patch(options, attention_patch)
@@ -191,7 +195,7 @@ class Patch:
                 return executor(x, t, c_concat, c_crossattn, _copied(control) if call.looks else control, options,
                                 **kwargs)
         call, key = _Call(noise_level(t), rows), _alike(x, options)
-        out = self._looked(call, key, x, run)
+        out = self._looked(call, key, x, options.get("uuids") or (), run)
         if out is None:
             call.may = self.voting.open(key)
             out = run(call)
@@ -200,10 +204,21 @@ class Patch:
         self.tally.add(call.sigma, call.fired)
         return out
 
-    def _looked(self, call: _Call, key: Hashable, x: torch.Tensor,
+    def _chunks(self, options: Mapping[str, Any]) -> Sequence[int]:
+        """For each equal chunk of a batch whether it is of the prompt (0) or of a negative one: by what the host calls
+        the prompts, for some guiders number them in another order."""
+        numbers, uuids = options.get("cond_or_uncond") or (), options.get("uuids") or ()
+        if not self._negative or len(uuids) != len(numbers):
+            return numbers
+        return [int(one in self._negative) for one in uuids]
+
+    def _looked(self, call: _Call, key: Hashable, x: torch.Tensor, prompts: Sequence[Hashable],
                 run: Callable[[_Call], torch.Tensor]) -> torch.Tensor | None:
-        """Let the places vote where that is to be done; the call's outcome where no concept is there."""
-        if not self.voting.begins(key, len(x), call.sigma, x.device):
+        """Let the places vote where that is to be done; the call's outcome where no concept is there. prompts: what the
+        host calls those of the call."""
+        known = [one in self._asked for one in prompts]
+        self._asked.update(prompts)
+        if not self.voting.begins(key, len(x), call.sigma, x.device, known):
             return None
         random, look = torch.get_rng_state(), _Call(call.sigma, call.conditional, looks=True)
         out = run(look)
@@ -263,6 +278,8 @@ class Patch:
         """WrappersMP.OUTER_SAMPLE: one sampling run; an erasure that never happened is an error, not a picture."""
         self.tally = Tally()
         self.voting.forget()
+        self._asked.clear()
+        self._negative = _negative(executor.class_obj)
         self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))
         log.info("%s", self.plan())
         out = executor(*args, **kwargs)
@@ -296,6 +313,12 @@ class Patch:
 
     def plan(self) -> str:
         return "SAEmnesia: " + "; ".join(item.plan() for item in self.edits)
+
+
+def _negative(guider: Any) -> set[Hashable]:
+    """What the host calls the negative prompts of a guider."""
+    prompts = getattr(guider, "original_conds", None) or {}
+    return {one["uuid"] for name in NEGATIVE for one in prompts.get(name, ()) if "uuid" in one}
 
 
 def _alike(x: torch.Tensor, options: Mapping[str, Any]) -> Hashable:

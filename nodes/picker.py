@@ -24,6 +24,7 @@ class ConceptPicker(io.ComfyNode):
 
     @classmethod
     def execute(cls, sae: LoadedSae, concepts: str) -> io.NodeOutput:
+        sae = sae.now(concepts)
         for choice in mentioned(parse(concepts)):
             sae.find(choice.name)
         return io.NodeOutput(concepts)

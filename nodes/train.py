@@ -115,7 +115,7 @@ class Train(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> float:
+    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
         return files.changed(files.new_path(name))
 
     @classmethod
@@ -151,7 +151,7 @@ class Train(io.ComfyNode):
         if vae is not None:
             report_pictures.write_preview(out, pairs)
         picture = np.asarray(chart.report_picture(report, settings.steps, pairs), dtype=np.float32) / 255
-        return io.NodeOutput(files.load(out.name), torch.from_numpy(picture)[None], report.as_text(), ui={
+        return io.NodeOutput(files.made(out), torch.from_numpy(picture)[None], report.as_text(), ui={
             "text": [f"{out.name} is ready: {report.in_words()}"], "details": [report.numbers()], "sae": [out.name]})
 
 

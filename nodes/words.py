@@ -59,7 +59,7 @@ class EraseWords(io.ComfyNode):
         painting = wanted.painting(family_of(model.model.model_config), side, cfg)
         out = files.new_path(_file_name(model, cls.hidden))
         seconds = _find_missing(model, clip, words, told_from, painting, pictures, out, cls.hidden)
-        sae = files.load(out.name)
+        sae = files.made(out)
         report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
         edits, node = build_edits(sae, words, Actuator.ABLATE), cls.hidden.unique_id

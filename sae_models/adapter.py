@@ -18,6 +18,7 @@ from .concepts import Choice, Concept, bars, by_name, find, parse
 from .erasure import Actuator, Edit, NoiseLevel
 from .errors import SaeError
 from .formats import Header, only, read_headers, read_rows_at
+from .table import is_concept_file
 
 BOTH, CONDITIONAL_ONLY = "both", "conditional only"
 OUTPUT_PATCH = "attn2_output_patch"
@@ -130,6 +131,17 @@ class LoadedSae:
         chosen = [(header, [here[c.name.casefold()] for c in wanted if c.name.casefold() in here])
                   for header, here in tables]
         return [(header, found) for header, found in chosen if found]
+
+    def now(self, text: str) -> "LoadedSae":
+        """What its file says now, where that is a concept file, to which nodes add, and `text` chooses by names. Else
+        it is left as it is: another file in its place is refused when rows are read.
+
+        Raises SaeError as `read` does.
+        """
+        if "#" in text or not is_concept_file(self.headers):
+            return self
+        fresh = LoadedSae.read(self.name, self.path)
+        return fresh if fresh.headers[0].hookpoint else fresh.at(self.headers[0].hookpoint)
 
     def at(self, wanted: str) -> "LoadedSae":
         """The same at the hookpoint `wanted`, where the file does not say one; "" leaves the one it says.

@@ -249,7 +249,8 @@ class Statistics:
         middles = [math.sqrt(low * high) for low, high in itertools.pairwise(self.sigmas)]
         below = [self.sigmas[0], *(middle * (1 + EDGE) for middle in middles)]
         above = [*(middle * (1 - EDGE) for middle in middles), self.sigmas[-1] * (1 + EDGE)]
-        sigmas = tuple(edge for pair in zip(below, above, strict=True) for edge in pair)
+        edges = [edge for pair in zip(below, above, strict=True) for edge in pair]
+        sigmas = tuple(torch.tensor(edges, dtype=torch.float32).tolist())  # as a file has them
         return Statistics(sigmas, self.thresholds.repeat_interleave(2, 1), self.means.repeat_interleave(2, 1))
 
 

@@ -199,7 +199,8 @@ class Erasure:
         """
         rows = sum(len(edit.names) for edit in self.edits)
         if not any(_may_act(edit, sigma) for edit in self.edits):
-            return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device))
+            silent = None if may is None else x.new_zeros(len(x), rows)
+            return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device), silent)
         acts, strengths = self.activations(x, sigma, conditional, x_in), None
         if may is not None:
             strengths, sizes = _over_the_map(acts), [len(edit.names) for edit in self.edits]

@@ -9,7 +9,8 @@ So the names hold for SD 1.x, SD 2.x, SDXL and any UNet of the same build, witho
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import SaeError
 
@@ -112,7 +113,7 @@ def find(unet: nn.Module, hookpoint: str) -> nn.Module:
 
 def hears(attention: nn.Module) -> bool:
     """Whether words can come through a cross-attention: none can where its values or outputs are multiplied by 0."""
-    return bool(attention.to_v.weight.any()) and bool(attention.to_out[0].weight.any())
+    return all(bool(layer.weight.float().any()) for layer in (attention.to_v, attention.to_out[0]))  # fp8 has no any
 
 
 def attention_key(path: str) -> tuple[str, int, int]:
@@ -128,4 +129,9 @@ def attention_key(path: str) -> tuple[str, int, int]:
 def width(module: nn.Module) -> int:
     """Channels of a place's output, the d_in of its SAE."""
     layer = module.to_out[0] if hasattr(module, "to_out") else module.proj_out
-    return getattr(layer, "out_features", None) or layer.weight.shape[0]
+    return getattr(layer, "out_features", None) or shape(layer.weight)[0]
+
+
+def shape(weight: Tensor) -> torch.Size:
+    """Of a layer's weight; bitsandbytes packs one of 4 bits and remembers its shape beside it."""
+    return getattr(getattr(weight, "quant_state", None), "shape", None) or weight.shape

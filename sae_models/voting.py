@@ -62,13 +62,29 @@ class Voting:
         """A run begins."""
         self._open.clear()
 
-    def begins(self, key: Hashable, rows: int, sigma: float | NoiseLevel, device: torch.device) -> bool:
+    @property
+    def begun(self) -> bool:
+        """Whether this run has had a call."""
+        return bool(self._open)
+
+    def met(self, key: Hashable) -> bool:
+        """Whether there is nothing to decide about a call any more: it had a like one in this run, or none is voted
+        on."""
+        return self.size[1] == 1 or key in self._open
+
+    def begins(self, key: Hashable, rows: int, sigma: float | NoiseLevel, device: torch.device,
+               known: Sequence[bool] = ()) -> bool:
         """Whether this call, the first one of its kind, is to be made once only to look. key: the same for calls whose
-        rows mean the same. Where the noise level is on a device, the first call waits for it."""
-        if self.size[1] == 1 or key in self._open:
+        rows mean the same; known: of each equal chunk of rows, whether other calls of this run had its prompt: late in
+        a run, where none looks, those concepts may act in it that were let in there, and in others all. Where the noise
+        level is on a device, the first call waits for it."""
+        if self.met(key):
             return False
         level = float(sigma.sigma) if isinstance(sigma, NoiseLevel) else sigma
-        self._open[key] = torch.full((rows, self.size[1]), level < self.noisy, device=device)
+        told = torch.tensor(known or [False]).repeat_interleave(rows // max(1, len(known)))[:, None].to(device)
+        there = [one.any(0).to(device) for one in self._open.values()]
+        late = ~told | torch.stack(there).any(0) if there else torch.ones_like(told)
+        self._open[key] = late.expand(rows, self.size[1]) & (level < self.noisy)
         self._open[key][:, -1] = True
         return level >= self.noisy
 
@@ -76,7 +92,9 @@ class Voting:
               look: bool = False) -> None:
         """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran; look:
         by each concept's bar, and not by `LATER`. Where a place has other rows than the call, because something else
-        arranges them, all are let in."""
+        arranges them, all are let in; where none ran there is no vote."""
+        if not strengths:
+            return
         if all(len(rows) == len(self._open[key]) for rows in strengths.values()):
             votes = self.votes(strengths, sigma)
             bars = self._on(votes.device)[3]
@@ -86,7 +104,8 @@ class Voting:
 
     def let_in(self, key: Hashable, whom: Tensor | bool) -> None:
         """whom: bool [B, concepts], or [] for all or none."""
-        self._open[key] = self._open[key] | whom
+        there = self._open[key]
+        self._open[key] = (there.to(whom.device) if isinstance(whom, Tensor) else there) | whom
 
     def votes(self, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> Tensor:
         """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place

@@ -85,7 +85,10 @@ class Eraser:
             job.skipped = True
             return self.detach()
         try:
+            before = job.fitted
             job.announce(sd_model)
+            if job.fitted is not before:  # another model, as a refiner is, reads the same prompt in its own way
+                self._contexts.clear()
             self._rows, self._number = Rows.of(params), 0
             self._attach(unet_of(sd_model))
         except Exception as error:  # nothing to hook: `finished` then refuses the picture
@@ -153,9 +156,14 @@ class Eraser:
     def _look(self, job: Job, call: Call) -> None:
         """Let the places vote about a call, the first of its kind: it is made once only for that."""
         voting, x = job.fitted.voting, call.args[0]
-        if not voting.begins(self._key, len(x), self._level, x.device):
+        if voting.met(self._key):
             return self._hear(job, call.context)
+        if not voting.begun:
+            self._contexts.clear()
+        looks = voting.begins(self._key, len(x), self._level, x.device, self._said_before(call.context))
         self._contexts[self._key] = call.context
+        if not looks:
+            return
         strengths: dict[Block, Tensor] = {}
 
         def tap(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
@@ -165,6 +173,13 @@ class Eraser:
         call.again({block: partial(tap, block) for block in job.fitted.erasures})
         torch.set_rng_state(random)
         voting.count(self._key, strengths, self._level, look=True)
+
+    def _said_before(self, context: Tensor | None) -> list[bool]:
+        """Of each row of a call, whether what it is told was told to calls of another kind in this run: a host that
+        leaves the negative prompt out of some steps, or splits a batch anew, has other calls of the same prompts."""
+        before = [] if context is None else [one for one in self._contexts.values()
+                                             if one is not None and one.shape[1:] == context.shape[1:]]
+        return context[:, None].eq(torch.cat(before)).flatten(2).all(2).any(1).tolist() if before else []
 
     def _hear(self, job: Job, context: Tensor | None) -> None:
         """Let all in where the prompt is no more the one that was voted about, as in `[cat:dog:0.5]`."""

@@ -24,15 +24,22 @@ def add(processed: Any, looking: Looking, font: Font, box: Box | None = None, be
 
     box: (x, y, width, height) of what was painted, None for all; between: pictures of masks after each picture.
     """
-    first, texts = processed.index_of_first_image, processed.infotexts
-    texts += texts[:1] * (len(processed.images) - len(texts))  # others add pictures without a text
+    first, texts, shown = processed.index_of_first_image, processed.infotexts, beside(processed)
+    both = [*processed.images, *shown] if shown is not processed.images else shown
+    texts += texts[:1] * (len(both) - len(texts))  # others add pictures without a text
     pictures = zip(processed.images[first::1 + between], texts[first:], looking.maps, strict=False)
     for picture, text, maps in list(pictures):
         for name, one in _shown(looking, maps):
             image = over(picture, one, name, font, box)
             image.info["parameters"] = text
-            processed.images.append(image)
+            shown.append(image)
             texts.append(text)
+
+
+def beside(processed: Any) -> list[Image.Image]:
+    """Where a host shows pictures that no script takes for painted ones; among these in hosts that have no such place.
+    """
+    return getattr(processed, "extra_images", processed.images)
 
 
 def _shown(looking: Looking, maps: Tensor | None) -> list[tuple[str, Tensor]]:

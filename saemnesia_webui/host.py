@@ -40,7 +40,8 @@ def stop() -> None:
 
 def check_stopped() -> None:
     """Raises Stopped after an interrupt."""
-    if shared.state.interrupted or shared.state.skipped:
+    state = shared.state
+    if state.interrupted or state.skipped or getattr(state, "stopping_generation", False):
         raise Stopped
 
 
@@ -58,6 +59,8 @@ def model() -> Any:
     try:
         if hasattr(sd_models, "forge_model_reload"):
             sd_models.forge_model_reload()
+        elif hasattr(sd_models, "reload_model_weights"):
+            sd_models.reload_model_weights()  # where a refiner or an API call left another one
         loaded = shared.sd_model
         if loaded is None:
             raise ValueError("none is chosen")

@@ -165,7 +165,8 @@ class Job:
         erasures = {block: Erasure([replace(edit, **window) for edit in edits], residual=block.residual)
                     for block, edits in by_block(self.edits).items()}
         attentions = taps.keys({block: paths[block] for block in modules})
-        return Fitted(unet, modules, levels, erasures, attentions, Voting(erasures, levels.at_share(NOISY)))
+        voting = self.fitted.voting if self.fitted else Voting(erasures, levels.at_share(NOISY))
+        return Fitted(unet, modules, levels, erasures, attentions, voting)
 
     def verdict(self, stopped: bool) -> SaeError | None:
         """After sampling: why the picture must not be shown as erased, or None; stopped: somebody interrupted it."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_models import SaeError
+from sae_models import SaeError, hookpoint
 from sae_models.adapter import noise_level
 from sae_models.erasure import NoiseLevel
 
@@ -33,7 +33,7 @@ def family_of(module: nn.Module) -> str:
     """"sd15", "sd20", "sdxl" or "sdxlrefiner" by the text that a cross-attention or its block reads, "" when that is
     not known."""
     to_k = module.to_k if hasattr(module, "to_k") else module.transformer_blocks[0].attn2.to_k
-    width = getattr(to_k, "in_features", None) or to_k.weight.shape[-1]
+    width = getattr(to_k, "in_features", None) or hookpoint.shape(to_k.weight)[-1]
     return FAMILIES.get(width, "")
 
 

@@ -29,12 +29,13 @@ POOLED = 1280
 @dataclass
 class Painter:
     """Paints with the checkpoint that the host has loaded; `tick` is called at every step, also those that are not
-    painted again (False)."""
+    painted again (False). _device: where the host called the model last."""
     model: Any
     painting: Painting
     tick: Callable[[bool], None] = lambda painted: None
     _read: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _visit: "_Visit | None" = None
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def identity(self) -> str:
         said = float(self._said(["a photo of it"])["crossattn"].double().sum())
@@ -83,6 +84,12 @@ class Painter:
         host.skip_batch()
         for _ in range(self.painting.steps):
             self.tick(False)
+
+    def make_room(self, size: int) -> torch.device:
+        return self._device
+
+    def check_stopped(self) -> None:
+        host.check_stopped()
 
     def evaluation(self, params: Any) -> None:
         """The host is about to evaluate the model: `params` of its `on_cfg_denoiser`."""
@@ -137,4 +144,6 @@ class _Visit:
             return
         self.kept.discard(self.step)
         sigma = sigma_of_call(noise_levels(self.painter.model), args, kwargs)
-        self.look(Step(self.painter, Call(unet, args, kwargs).of(conditional), torch.full((self.batch,), sigma)))
+        self.painter._device = args[0].device
+        t = torch.full((self.batch,), sigma, device=args[0].device)
+        self.look(Step(self.painter, Call(unet, args, kwargs).of(conditional), t))

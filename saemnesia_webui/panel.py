@@ -58,6 +58,7 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
             sae = _several(names, value=first, label="SAE", elem_id=elem_id("sae"),
                            info="the files of models/sae whose concepts are listed below")
             refresh = gr.Button(REFRESH, elem_id=elem_id("refresh"), elem_classes=["tool"])
+        sae.do_not_save_to_config = True  # the host would set what it was at the very first start again
         listed = gr.HTML(concept_list(models, first), elem_id=elem_id("list"), elem_classes=["saemnesia-picker"])
         concepts = gr.Textbox(DEFAULTS["concepts"], label="Concepts to erase", lines=1, elem_id=elem_id("concepts"),
                               placeholder="cat, dog:0.5", elem_classes=["saemnesia-text"],

@@ -108,7 +108,8 @@ class Processing:
     n_iter: int = 1
     evaluations: int = 1  # a step of Heun has two
     batch_cond_uncond: bool = True
-    cond_only_above: float = 1000.0  # NGMS, or a negative prompt ignored in the first steps; by timestep
+    cond_only_above: float = 1000.0  # a negative prompt ignored in the first steps; by timestep
+    cond_only_below: float = -1.0  # NGMS: left out in the last ones
     hires: bool = False
     hires_model: Any = None
     first: bool = True  # not when the page upscales a picture that is there
@@ -149,7 +150,8 @@ class Processing:
 
 
 class Processed(SimpleNamespace):
-    """images, infotexts: one a picture, from index_of_first_image on; latents: of the pictures."""
+    """images, infotexts: one a picture, from index_of_first_image on; latents: of the pictures; extra_images: what
+    newer hosts show beside these, and no script takes for them."""
 
 
 def as_picture(latents: Tensor) -> Image.Image:
@@ -160,10 +162,11 @@ def as_picture(latents: Tensor) -> Image.Image:
 class Webui:
     """The host. `spy`: called in every UNet call with the sigma and which rows are conditional."""
 
-    def __init__(self, models: Path, model: Any, forge: bool = False) -> None:
-        self.models, self.forge = models, forge
+    def __init__(self, models: Path, model: Any, forge: bool = False, beside: bool = True) -> None:
+        self.models, self.forge, self.beside = models, forge, beside
         options = SimpleNamespace(api_auth=None, no_prompt_history=False)
         self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=options, state=State())
+        self.chosen = model
         self.last_prompt = ""  # what the hosts write into params.txt
         self.painted: list[Processing] = []  # by other means than `generate`
         self.callbacks: dict[str, list[Callable]] = {}
@@ -186,7 +189,8 @@ class Webui:
             "script_callbacks": {f"on_{kind}": listen(kind) for kind in (
                 "cfg_denoiser", "app_started", "before_ui", "script_unloaded", "model_loaded")},
             "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
-            "devices": {"autocast": nullcontext}, "sd_models": {"model_data": self},
+            "devices": {"autocast": nullcontext},
+            "sd_models": {"model_data": self} | ({} if self.forge else {"reload_model_weights": self.swap_back}),
             "call_queue": {"queue_lock": threading.Lock()},
             "images": {"get_font": ImageFont.load_default},
             "extra_networks": {"activate": lambda p, data: None},
@@ -215,6 +219,10 @@ class Webui:
     def sd_model(self) -> Any:
         """What is in memory, as `sd_models.model_data` says it."""
         return self.shared.sd_model
+
+    def swap_back(self) -> None:
+        """To the checkpoint that is chosen, from a refiner or another one that the last run left."""
+        self.shared.sd_model = self.chosen
 
     def load(self) -> Any:
         """As the hosts do: under its file name, with the extension on the path only meanwhile."""
@@ -303,6 +311,8 @@ class Webui:
             images, infotexts = [Image.new("RGB", (9, 9)), *images], [infotexts[0], *infotexts]
         processed = Processed(images=images, infotexts=infotexts, index_of_first_image=int(p.grid), latents=latents,
                               comments=p.comments, before_hires=p.saved_before_hires)
+        if self.beside:
+            processed.extra_images = []
         self._scripts(p, "postprocess", processed)
         return processed
 
@@ -373,7 +383,7 @@ class Webui:
             x=x if self.forge else torch.cat([x_cond, x]), sigma=None, text_cond=said[0], text_uncond=said[1],
             denoiser=SimpleNamespace(p=p)))
         rows = self._forge_rows(p, x, uncond) if self.forge else [(x_cond, cond, True), (x, uncond, False)]
-        rows = [part for part in rows if part[2] or timestep <= p.cond_only_above]
+        rows = [part for part in rows if part[2] or p.cond_only_below < timestep <= p.cond_only_above]
         together = p.batch_cond_uncond and (len(rows) == 1 or p.tokens[0] == p.tokens[1])
         calls = [rows] if together else [[part] for part in rows]
         parts = [part for call in calls for part in self._call(call, timestep, p.tiles)]

@@ -253,7 +253,7 @@ def _weights(file: Any, described: _Described, latents: list[int] | None = None)
     def of_latents(name: str) -> Tensor:
         part, turned = file.get_slice(name), name in described.layout.turned
         pieces = [part[:, low:high].mT if turned else part[low:high] for low, high in ranges]
-        return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
+        return torch.cat(pieces)  # a copy: Windows replaces no file that is mapped
     W_enc, b_enc, W_dec, _ = described.layout.names
     parts = (*map(of_latents, (W_enc, b_enc, W_dec)), _centre(file, described))
     return Weights(*(part.float() for part in parts)).folded(described.convention)
@@ -263,8 +263,9 @@ def _centre(file: Any, described: _Described) -> Tensor:
     """b_dec [d_in]."""
     name = described.layout.names[3]
     if described.centre is None:
-        return file.get_tensor(name)
-    return (file.get_slice(name)[described.centre] if name in file.keys()  # noqa: SIM118
+        return file.get_tensor(name).clone()
+    at = slice(described.centre, described.centre + 1)  # no number: older safetensors slice only
+    return (file.get_slice(name)[at][0].clone() if name in file.keys()  # noqa: SIM118
             else torch.zeros(described.header.config.d_in))
 
 

@@ -19,6 +19,7 @@ from .maps import Maps
 from .painting import Painter, Step
 from .prompts import Prompt
 
+_Some = torch.Tensor | slice
 HELD_OUT = 1_000_000
 """Chunks from this number on are never mixed: what a trained SAE is judged on."""
 
@@ -75,9 +76,10 @@ class _Recorder:
             every = self.collector.prompts
             said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
         unsaid, others = zip(*(self._other(prompt, said) for prompt in said), strict=True)
-        tokens, without = self._seen(step, [prompt.text for prompt in said]), self._seen(step, others)
+        chosen: dict[Block, _Some] = {}
+        tokens, without = (self._seen(step, texts, chosen) for texts in ([prompt.text for prompt in said], others))
         for block, parts in self.outputs.items():
-            parts.append(self._kept(tokens[block], without[block]))
+            parts.append(_kept(tokens[block], without[block]))
         labels = torch.zeros(len(said), self.collector.n_concepts, dtype=torch.bool)
         for row, prompt in enumerate(said):
             labels[row, list(prompt.said)] = True
@@ -96,38 +98,47 @@ class _Recorder:
     def _one_of(self, choices: Sequence[Any]) -> Any:
         return choices[int(torch.randint(len(choices), (), generator=self.generator))]
 
-    def _seen(self, step: Step, texts: Sequence[str]) -> dict[Block, torch.Tensor]:
-        """Every block's output as tokens [n, N, d_in]."""
+    def _seen(self, step: Step, texts: Sequence[str], chosen: dict[Block, _Some]) -> dict[Block, torch.Tensor]:
+        """Every block's output as tokens [n, N, d_in], thinned at once: those of 70 places would not fit on a small
+        card. chosen: which tokens of a place; drawn where it is first seen."""
         seen: dict[Block, torch.Tensor] = {}
 
         def look(block: Block, output: torch.Tensor, x_in: torch.Tensor | None) -> torch.Tensor:
-            seen[block] = output - x_in if block.residual else output
+            change = output - x_in if block.residual else output
+            tokens = change.flatten(2).mT if change.ndim == 4 else change
+            if block not in chosen:
+                chosen[block] = self._some_of(tokens.shape[1], tokens.device)
+            seen[block] = tokens[:, chosen[block]]
             return output
         step.predict(texts, {block: partial(look, block) for block in self.outputs})
         missing = [block.hookpoint for block in self.outputs if block not in seen]
         if missing:
             raise SaeError(f"the model never ran {missing[0]}: another node or "
                            f"extension replaces or skips it; switch that off")
-        return {block: output.flatten(2).mT if output.ndim == 4 else output for block, output in seen.items()}
+        return seen
 
-    def _kept(self, *pair: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A pair of maps as fp16 on the CPU, thinned to the same random tokens.
-
-        Raises SaeError when they hold something that is no number.
-        """
-        count, most = pair[0].shape[1], self.collector.tokens
-        chosen = slice(None)
-        if most is not None and count > most:
-            chosen = torch.randperm(count, generator=self.generator)[:most].to(pair[0].device)
-        kept = tuple(part[:, chosen].to("cpu", torch.float16) for part in pair)
-        if not all(bool(part.isfinite().all()) for part in kept):
-            raise SaeError("nothing can be learned from this model: it computes values that are no numbers (NaN or "
-                           "infinite); run it in full precision (ComfyUI: --fp32-unet, A1111: --no-half), or load "
-                           "another checkpoint")
-        return kept
+    def _some_of(self, count: int, device: torch.device) -> _Some:
+        """Which of so many tokens are kept."""
+        most = self.collector.tokens
+        if most is None or count <= most:
+            return slice(None)
+        return torch.randperm(count, generator=self.generator)[:most].to(device)
 
     def maps(self) -> dict[Block, Maps]:
         with torch.inference_mode(False):
             labels = [torch.cat(column).clone() for column in zip(*self.labels, strict=True)]
             return {block: Maps(*(torch.cat(column).clone() for column in zip(*parts, strict=True)), *labels)
                     for block, parts in self.outputs.items()}
+
+
+def _kept(*pair: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A pair of maps as fp16 on the CPU.
+
+    Raises SaeError when they hold something that is no number.
+    """
+    kept = tuple(part.to("cpu", torch.float16) for part in pair)
+    if not all(bool(part.isfinite().all()) for part in kept):
+        raise SaeError("nothing can be learned from this model: it computes values that are no numbers (NaN or "
+                       "infinite); run it in full precision (ComfyUI: --fp32-unet, A1111: --no-half), or load "
+                       "another checkpoint")
+    return kept

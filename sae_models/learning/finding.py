@@ -23,14 +23,16 @@ FLOOR = 0.3
 """Of a new neuron's mean where its concept is said: below that it does not fire."""
 
 
-def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(), n: int = 1) -> Table:  # noqa: B008
-    """`n` new neurons for each of the first subjects; the maps' other concepts are what they are told from.
+def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(), n: int = 1,  # noqa: B008
+                device: torch.device | str = "cpu") -> Table:
+    """`n` new neurons for each of the first subjects; the maps' other concepts are what they are told from. device: to
+    compute on; the maps stay where they are.
 
     Raises SaeError when the maps never show a subject, or always, or never leave it out.
     """
     _check_contrast(maps, subjects)
     count = n * len(subjects)
-    sae = Sae(SaeConfig(maps.tokens.shape[2], count, count)).to(maps.tokens.device)
+    sae = Sae(SaeConfig(maps.tokens.shape[2], count, count)).to(device)
     latents = [list(range(i * n, (i + 1) * n)) for i in range(len(subjects))]
     initialise_concepts(sae, maps, latents, weights)
     for i, own in enumerate(latents):

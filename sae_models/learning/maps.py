@@ -46,7 +46,7 @@ class Maps:
     def bytes(self) -> int:
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
-    def pick(self, index: Tensor) -> "Maps":
+    def pick(self, index: Tensor | slice) -> "Maps":
         return Maps(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def to(self, device: torch.device | str) -> "Maps":

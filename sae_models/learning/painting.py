@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from ..adapter import Block
@@ -68,3 +69,9 @@ class Painter(Protocol):
 
     def skip(self) -> None:
         """Count a batch that need not be painted again as painted."""
+
+    def make_room(self, size: int) -> torch.device:
+        """The device that the model computes on, with so many bytes free where the host can see to that."""
+
+    def check_stopped(self) -> None:
+        """Raise what the host raises where somebody has stopped it."""

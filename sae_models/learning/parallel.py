@@ -34,6 +34,8 @@ def together() -> Iterator[None]:
         yield
         return
     global _mesh
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_local_rank())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

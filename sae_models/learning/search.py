@@ -16,20 +16,23 @@ from ..storage import check_writable
 from ..table import Table
 from . import effects, finding
 from .collect import Collector
-from .lesson import Search
+from .lesson import Lesson, Search
 from .losses import Weights
 from .maps import Maps, joined
 from .measuring import NEURONS, fewest_neurons
 from .painting import Painter
 from .prompts import trial
 
-TOKENS = 128
-"""Of a map that are kept: enough, where a picture has thousands."""
+TOKENS, MEMORY = 128, 4 * 2**30
+"""Of a map that are kept: enough, where a picture has thousands; fewer where the maps of all places would take more
+than so many bytes: SDXL has 70 places."""
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
 WEIGHTS = Weights(push=0.2)
 """A little more than what the words add: what is left of a thing shows more than what is missing beside it, and not
 all of it can be told from a token alone."""
+ROOM = 2 * 2**30
+"""Bytes that fitting a place takes at most: SDXL's tokens have 1280 numbers."""
 log = logging.getLogger("saemnesia")
 
 
@@ -43,7 +46,7 @@ def found(painter: Painter, what: Search, out: Path, headers: Sequence[Header], 
     """
     check_writable(out)
     headers, maps = _heard(headers, _maps(painter, what, headers, 0 if there else len(what.wanted)))
-    tables, blocks = (there(maps) if there else own_tables(maps, what, numbers)), [Block.of(h) for h in headers]
+    tables, blocks = there(maps) if there else own_tables(painter, maps, what, numbers), [Block.of(h) for h in headers]
     chosen = [_chosen(painter, what, blocks, tables, i) for i in range(len(what.wanted))]
     for parts, _ in chosen:
         table.add(out, list(zip(headers, parts, strict=True)))
@@ -57,7 +60,7 @@ _painted: dict[str, dict[int, dict[Block, Maps]]] = {}
 
 def _maps(painter: Painter, what: Search, headers: Sequence[Header], wanted: int) -> list[Maps]:
     lesson, blocks = what.lesson, [Block.of(header) for header in headers]
-    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, TOKENS, wanted)
+    collector = Collector(painter, lesson.prompts, len(lesson.subjects), blocks, tokens_kept(lesson, headers), wanted)
     run = f"{painter.identity()} {lesson} {blocks} {wanted}"
     if run not in _painted:
         _painted.clear()
@@ -70,7 +73,22 @@ def _maps(painter: Painter, what: Search, headers: Sequence[Header], wanted: int
             chunks[i] = collector.chunk(i)
         else:
             painter.skip()
-    return [joined([chunks[i][block] for i in range(lesson.chunks)]) for block in blocks]
+    return [_joined(chunks, lesson.chunks, block) for block in blocks]
+
+
+def tokens_kept(lesson: Lesson, headers: Sequence[Header]) -> int:
+    """How many tokens of a map are kept, of fp16 numbers with and without the concept."""
+    looks = lesson.chunks * lesson.painting.batch * lesson.painting.steps_kept
+    return max(1, min(TOKENS, MEMORY // (4 * looks * sum(header.config.d_in for header in headers))))
+
+
+def _joined(chunks: dict[int, dict[Block, Maps]], count: int, block: Block) -> Maps:
+    """A place's maps of all chunks, which from then on are parts of it: no map is held twice."""
+    whole, start = joined([chunks[i][block] for i in range(count)]), 0
+    for i in range(count):
+        end = start + len(chunks[i][block])
+        chunks[i][block], start = whole.pick(slice(start, end)), end
+    return whole
 
 
 def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header], list[Maps]]:
@@ -85,10 +103,25 @@ def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header
     return [header for header, _ in heard], [part for _, part in heard]
 
 
-def own_tables(maps: Sequence[Maps], what: Search, numbers: Sequence[int]) -> dict[int, list[Table]]:
+def own_tables(painter: Painter, maps: Sequence[Maps], what: Search, numbers: Sequence[int]) -> dict[int, list[Table]]:
     """{neurons a concept and place: every place's rows}, fitted to the maps."""
+    device = painter.make_room(ROOM)
+    device = device if device.type == "cuda" else torch.device("cpu")
+    tables: dict[int, list[Table]] = {n: [] for n in numbers}
     with torch.inference_mode(False), torch.no_grad():
-        return {n: [finding.own_neurons(part, what.wanted, WEIGHTS, n) for part in maps] for n in numbers}
+        for part in maps:
+            for n in numbers:
+                painter.check_stopped()
+                tables[n].append(_fitted(part, what, n, device))
+    return tables
+
+
+def _fitted(maps: Maps, what: Search, n: int, device: torch.device) -> Table:
+    """A place's rows; on the CPU where the device has no room after all."""
+    try:
+        return finding.own_neurons(maps, what.wanted, WEIGHTS, n, device)
+    except torch.cuda.OutOfMemoryError:
+        return finding.own_neurons(maps, what.wanted, WEIGHTS, n)
 
 
 def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],

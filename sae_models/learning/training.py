@@ -239,12 +239,14 @@ class Trainer(Run):
         own = self.sae.own if isinstance(self.sae, SaeShard) else slice(None)
 
         def tensor(name: str) -> Tensor:
-            return slice_of(name)[slice(None) if name.endswith("b_dec") else own].to(self.device)
+            part = slice_of(name)[slice(None) if name.endswith("b_dec") else own]
+            return part.to(self.device, copy=True)  # Windows replaces no file that is mapped
         self.sae.load_state_dict({name: tensor(f"sae.{name}") for name in self.sae.state_dict()})
         self.idle = tensor("idle")
         self.optimizer = self._new_optimizer()
         for name, parameter in self.sae.named_parameters() if state["updates"] else ():
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(state["updates"]))} | {
+            at = self.device if _can_fuse() else "cpu"  # where Adam keeps it
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(state["updates"]), device=at)} | {
                 moment: tensor(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq")}
 
     def _updates(self) -> int:

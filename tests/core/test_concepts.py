@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,8 @@ def test_stepped_statistics_are_constant_around_each_level():
     stepped = TWO_LEVELS.stepped()
     at = [float(stepped.at(sigma, stepped.thresholds)) for sigma in (0.01, 0.1, 0.99, 1.01, 10.0, math.inf)]
     assert at == pytest.approx([1, 1, 1, 3, 3, 3])
+    as_stored = tuple(torch.tensor(stepped.sigmas).tolist())
+    assert stepped.joined(replace(stepped, sigmas=as_stored)).sigmas == stepped.sigmas  # added to a file a second time
 
 
 @pytest.mark.parametrize("text", ["cat:{}", "{}:loud", "c\x07{}", "({}:1.2)"])

@@ -4,7 +4,7 @@ import torch
 from made_maps import CONCEPTS, D_IN, SUBJECTS, directions, make_maps
 from test_training import trainer
 
-from sae_models.errors import SaeError
+from sae_models import Header, SaeError, read_headers, table
 from sae_models.learning.finding import best_neurons, own_neurons
 from sae_models.learning.fitting import Tokens, initialise_concepts, learn_together
 from sae_models.learning.losses import Weights
@@ -164,6 +164,21 @@ def test_at_each_level_another_neuron_may_stand_for_the_concept(learned):
     at = {sigma: found.rows.statistics.at(sigma, found.rows.statistics.thresholds) for sigma in (0.5, 1.0, 2.0, 9.0)}
     assert all(at[sigma][own] < 10 < 1000 < at[sigma][1 - own] for sigma in (0.5, 1.0))
     assert all(at[sigma][1 - own] < 10 < 1000 < at[sigma][own] for sigma in (2.0, 9.0))
+
+
+def test_more_can_be_added_to_a_file_of_the_best_neurons_at_each_level(learned, tmp_path):
+    low, high = make_maps(1), moved(make_maps(2))
+    both = Maps(*(torch.cat([getattr(low, f), getattr(high, f)]) for f in low.__dataclass_fields__))
+    found, path = best_neurons(learned.sae, both, SUBJECTS[:2], 1, at_each_level=True), tmp_path / "best.safetensors"
+    like = Header(SaeConfig(D_IN, 1, 1), "up_blocks.0.attentions.0", "sd15")
+    for name in ("cat", "dog", "cat"):
+        table.add(path, [(like, table.only(found, name))])
+    [(header, read)] = table.read_tables(path, [(header, list(header.concepts)) for header in read_headers(path)])
+    assert sorted(concept.name for concept in header.concepts) == ["cat", "dog"]
+    own = table.only(read, "cat").rows.statistics
+    wanted = table.only(found, "cat").rows.statistics
+    for sigma in (0.5, 1.0, 2.0, 9.0):
+        torch.testing.assert_close(own.at(sigma, own.thresholds), wanted.at(sigma, wanted.thresholds))
 
 
 def test_what_is_never_or_always_shown_cannot_be_found(learned):

@@ -1,5 +1,6 @@
 """Concept files: some rows of an SAE, kept, joined and refused; and files of several places."""
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,3 +169,11 @@ def test_what_cannot_be_in_one_file_is_refused(whole, tmp_path, hookpoint, chang
     with pytest.raises(SaeError, match=says):
         add(path, [at(whole, hookpoint, "dog", **changes)])
     assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells which files are mapped on Linux only")
+def test_a_file_of_which_a_row_is_held_is_not_mapped(whole):
+    """Windows replaces no file that is."""
+    held = rows(whole, "cat")
+    assert whole.name not in Path("/proc/self/maps").read_text("utf-8")
+    assert len(held.W_enc) == 1

@@ -166,3 +166,48 @@ def test_a_gpu_is_waited_for_once_and_finds_the_same(sigma):
         found = voting.open("run")[PLACES[0]]
         assert not voting.begins("run", 3, level, there.device) and devices.waits == []
         assert found.held.tolist() == wanted.tolist()
+
+
+def test_outside_of_its_window_an_edit_is_silent_and_not_unheard():
+    """A window's end on a CPU: the call is counted as any other."""
+    made = {block: Erasure([replace(one.edits[0], start_sigma=4.0)]) for block, one in erasures().items()}
+    voting = Voting(made)
+    vote(voting, fired(*[(2.0, 2.0)] * 6))
+    may, x = voting.open("run"), torch.rand(1, N, D_IN)
+    strengths = {block: erasure(x, 5.0, may=may[block]).strengths for block, erasure in made.items()}
+    assert all(part.tolist() == [[0.0, 0.0]] for part in strengths.values())
+    voting.count("run", strengths, 5.0)
+    assert made[PLACES[0]](x, 3.0, may=may[PLACES[0]]).strengths.max() > 0
+
+
+def test_where_no_place_ran_nothing_is_let_in():
+    voting = Voting(erasures())
+    assert voting.begins("run", 1, 5.0, torch.device("cpu"))
+    voting.count("run", {}, 5.0, look=True)
+    assert voting.idle("run")
+
+
+def test_late_in_a_run_another_kind_of_call_of_the_same_prompts_lets_in_whom_the_look_did():
+    voting = Voting(erasures(), noisy=4.0)
+    vote(voting, fired(*[(2.0, 0.0)] * 6))
+    assert not voting.begins("one of two prompts", 4, 1.0, torch.device("cpu"), [True, False])
+    assert voting.open("one of two prompts")[PLACES[0]].tolist() == [[True, False]] * 2 + [[True, True]] * 2
+    voting = Voting(erasures(), noisy=4.0)
+    vote(voting, fired(*[(2.0, 0.0)] * 6))
+    assert not voting.begins("without the negative", 2, 1.0, torch.device("cpu"), [True])
+    assert voting.open("without the negative")[PLACES[0]].tolist() == [[True, False]] * 2
+    assert not voting.begins("another prompt", 1, 1.0, torch.device("cpu"))
+    assert voting.open("another prompt")[PLACES[0]].tolist() == [[True, True]]
+    voting.forget()
+    assert not voting.begun
+    assert not voting.begins("begins late", 1, 1.0, torch.device("cpu"), [True])
+    assert voting.open("begins late")[PLACES[0]].tolist() == [[True, True]]
+
+
+def test_votes_counted_on_a_device_are_kept_there():
+    voting = Voting(erasures())
+    with Devices() as devices:
+        assert voting.begins("run", 1, 5.0, torch.device("cpu"))
+        strengths = {block: devices.put(part) for block, part in fired(*[(2.0, 0.0)] * 6).items()}
+        voting.count("run", strengths, 5.0, look=True)
+        assert voting.open("run")[PLACES[0]].held.tolist() == [[True, False]]

@@ -174,3 +174,36 @@ def test_an_sae_of_another_model_finds_nothing(host):
             host.run(made)
     finally:
         path.unlink()
+
+
+def cached(outcome) -> list[str]:
+    """The nodes that did not run again."""
+    [[_, said]] = [message for message in outcome.history["status"]["messages"] if message[0] == "execution_cached"]
+    return said["nodes"]
+
+
+def test_what_was_found_is_not_found_again_with_every_queue_but_where_the_file_is_gone(host):
+    made = find(neurons=1)
+    assert "find" not in cached(host.run(made))
+    written = OUT.stat().st_mtime_ns
+    assert "find" in cached(host.run(made)) and OUT.stat().st_mtime_ns == written
+    both = made | export("cat")
+    assert "export" not in cached(host.run(both)) and OUT.stat().st_mtime_ns != written  # another node adds to it
+    assert {"find", "export"} <= {*cached(host.run(both))}
+    OUT.unlink()
+    assert "find" not in cached(host.run(made)) and OUT.exists()
+
+
+def test_what_an_earlier_node_handed_on_is_read_as_the_file_is_now(host):
+    """Two nodes add to one file; the first is taken from the cache."""
+    painted = graph(CAT) | find(neurons=1)
+    painted["erase"] = node("SAEmnesiaErase", model=["checkpoint", 0], sae=["find", 0], actuator="ablate", start=0.0,
+                            end=1.0, concepts="parrot", apply_to="both")
+    painted["sampler"]["inputs"]["model"] = ["erase", 0]
+    host.run(painted)
+    painted |= {"export": export("cat")["export"]}
+    host.run(painted)
+    painted["erase"]["inputs"]["concepts"] = "parrot, cat"
+    outcome = host.run(painted)
+    assert "find" in cached(outcome) and "erase" not in cached(outcome)
+    assert outcome.history["outputs"]["save"]["latents"]

@@ -211,6 +211,53 @@ def test_what_is_there_costs_one_call_and_is_erased_in_all_of_them(unet, saes, v
     assert run_of(unet, made, SIGMAS[:1])[1] == 2
 
 
+@pytest.mark.parametrize("window", [(0.3, 1.0), (0.0, 0.6)])
+def test_steps_outside_of_the_window_paint_what_is_painted_without_erasure(unet, voters, window):
+    made, (plain, _) = patched(unet, [voters], "cat", window), run_of(unet, patched(unet, [voters], "rocket"), SIGMAS)
+    start, end = (made.sampling.percent_to_sigma(share) for share in window)
+    outs, _ = run_of(unet, made, SIGMAS)
+    same = [torch.equal(*pair) for pair in zip(outs, plain, strict=True)]
+    assert same == [not end <= sigma <= start for sigma in SIGMAS] and True in same and False in same
+
+
+def test_a_call_without_the_negative_prompt_late_in_a_run_erases_what_the_places_let_in(unet, voters):
+    for text in ("dog", "cat"):
+        made, plain = patched(unet, [voters], text), patched(unet, [voters], "rocket")
+        late = []
+        for one in (made, plain):
+            run_of(unet, one, SIGMAS[:4])
+            with torch.no_grad():
+                x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(3))
+                context = torch.randn(1, 7, 768, generator=torch.Generator().manual_seed(4))
+                late.append(one.apply_model(Executor(unet), x, torch.full((1,), 0.5), None, context, None,
+                                            {"cond_or_uncond": [0], "uuids": ["one"]}))
+        assert torch.equal(*late) == (text == "dog")
+
+
+@pytest.mark.parametrize(("prompts", "numbers"), [
+    ({"positive": "one", "negative": "other"}, [0, 1]),
+    ({"negative": "other", "middle": "third", "positive": "one"}, [2, 0]),  # DualCFG numbers them so
+    ({"positive": "one", "empty_negative_prompt": "other", "negative": "third"}, [0, 2]),
+])
+def test_conditional_only_goes_by_what_the_guider_calls_its_prompts(unet, saes, prompts, numbers):
+    made = patched(unet, saes[1:], "cat", conditional_only=True)
+    guider = SimpleNamespace(original_conds={name: [{"uuid": uuid}] for name, uuid in prompts.items()},
+                             model_patcher=patcher_of(unet))
+    x, context = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 4, 12, 12),
+                                                                                              (2, 7, 768)))
+    out = {}
+
+    def sample():
+        options = {"cond_or_uncond": numbers, "uuids": ["one", "other"]}
+        with torch.no_grad():
+            out["erased"] = made.apply_model(Executor(unet), x, torch.full((2,), 5.0), None, context, None, options)
+            out["plain"] = Executor(unet)(x, torch.full((2,), 5.0), None, context, None, {})
+    run = type("Run", (), {"class_obj": guider, "__call__": lambda self: sample()})()
+    made.outer_sample(run)
+    changed = [not torch.allclose(*rows, atol=1e-5) for rows in zip(out["erased"], out["plain"], strict=True)]
+    assert changed == [True, False]
+
+
 def test_a_gpu_is_waited_for_in_the_first_call_of_a_run_only(voters, unet):
     made, width = patched(unet, [voters], "cat, dog"), voters.headers[0].config.d_in
     with Devices() as devices:

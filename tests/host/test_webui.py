@@ -38,6 +38,7 @@ CASES = {
     "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
     "long prompt": {"tokens": (154, 77)}, "batch_cond_uncond off": {"batch_cond_uncond": False, "prompts": [[1], [2]]},
     "pad_cond_uncond": {"tokens": (154, 154)}, "NGMS": {"cond_only_above": 0.0}, "early": {"cond_only_above": 700.0},
+    "NGMS late": {"cond_only_below": 700.0},
     "Heun": {"evaluations": 2}, "PLMS": {"timesteps": (999.0, 666.0, 666.0, 333.0)},
     "DDIM": {"timesteps": (999.0, 749.0, 499.0, 249.0)},
     "wide": {"size": (4, 12)}, "hires": {"hires": True}, "two batches": {"n_iter": 2},
@@ -151,7 +152,7 @@ def test_erasure_is_that_of_the_core_in_forge(forge, models, options, apply_to):
 
 
 VOTED = {name: options for name, options in CASES.items() if name not in ("NGMS", "early")}
-"""Without those in which rows come or go later in a run: that is not voted on."""
+"""Without those in which a prompt comes later in a run: that is not voted on."""
 
 
 def forwards(host: Webui) -> list:
@@ -212,7 +213,7 @@ def test_a_concept_that_is_voted_in_later_is_erased_from_then_on(webui):
         seen = eraser.job.fitted.voting
         if not hasattr(seen, "asked"):
             seen.asked = seen.begins
-            seen.begins = lambda key, rows, sigma, device: (seen.asked(key, rows, sigma, device), False)[1]
+            seen.begins = lambda *asked: (seen.asked(*asked), False)[1]
         return before(eraser, module, args, kwargs)
     job._before = lambda *args: late(job, *args)
     try:

@@ -188,7 +188,7 @@ def test_a_slip_is_one_sentence_before_anything_is_painted(a1111, changes, says)
     (sd_model(torch.nn.Linear(2, 2)), "works on SD 1.x, 2.x and SDXL so far; this model is a Linear"),
 ])
 def test_without_a_model_to_learn_from_it_says_so(a1111, model, says):
-    a1111.shared.sd_model = model
+    a1111.shared.sd_model = a1111.chosen = model
     with pytest.raises(SaeError, match=says):
         find(a1111)
     assert not a1111.painted and a1111.shared.state.job == ""
@@ -248,3 +248,32 @@ def test_the_file_is_the_one_that_comfyui_would_make_and_erases_there_at_once(ho
         assert torch.equal(latents(host, made), latents(host, erase(graph("a cat, noto style"), "cat", sae=found.file)))
     finally:
         there.unlink()
+
+
+def test_what_the_last_run_left_loaded_is_not_searched_but_the_checkpoint_that_is_chosen(a1111):
+    """A refiner stays loaded until the next run."""
+    other = sd_model(random_unet(SMALL))
+    chosen, a1111.shared.sd_model = a1111.shared.sd_model, other
+    found = find(a1111)
+    assert a1111.shared.sd_model is chosen and found.file == find(a1111).file
+    a1111.chosen = other
+    assert find(a1111).file != found.file
+
+
+def test_an_interrupt_that_waits_for_the_end_of_a_picture_stops_it_too(a1111):
+    from saemnesia_webui import host
+    a1111.shared.state.stopping_generation = True
+    with pytest.raises(SaeError, match="stopped: nothing was written"):
+        host.check_stopped()
+
+
+def test_what_is_measured_lies_where_the_model_computes(a1111, monkeypatch):
+    """On a GPU the noise level of a step too, beside which votes are counted."""
+    from saemnesia_webui import painting
+    monkeypatch.setattr(painting, "Call", lambda *call: SimpleNamespace(of=lambda rows: call))
+    steps, painter = [], painting.Painter(a1111.shared.sd_model, words.painting("sd15", 64))
+    visit = painting._Visit(painter, 1, {0}, steps.append)
+    visit.begin(SimpleNamespace(of_call=lambda x, options: torch.ones(1, dtype=torch.bool)))
+    x = torch.zeros(1, 4, 8, 8, device="meta")
+    visit(unet_of(a1111), (x, torch.full((1,), 500.0)), {"context": torch.zeros(1, 77, 768)})
+    assert steps[0].t.device == x.device == painter.make_room(1)

@@ -45,8 +45,13 @@ def any_host(request, models) -> Iterator[Webui]:
     forge = request.param == "forge"
     torch.manual_seed(0)
     loaded = sd_model(random_unet(SMALL), forge=forge, sgm=request.param == "sdxl")
-    with Webui(models, loaded, forge=forge).installed() as host:
+    with Webui(models, loaded, forge=forge, beside=request.param != "a1111").installed() as host:
         yield host
+
+
+def all_of(made) -> list[Image.Image]:
+    """What the page shows."""
+    return [*made.images, *getattr(made, "extra_images", ())]
 
 
 @pytest.fixture
@@ -128,13 +133,15 @@ def test_the_maps_are_those_of_a_late_look_in_every_arrangement_of_rows(any_host
 def test_the_pictures_stay_what_they_were_and_the_maps_come_behind_them_with_their_texts(any_host):
     options = {"decoded": True, "grid": True, "prompts": [[1], [2]], "n_iter": 2, "timesteps": LATE}
     for off in ({"enabled": False}, ERASED | {"map": False}):
-        plain, mapped = (any_host.generate(MAP | off | {"map": shown}, **options) for shown in (False, True))
-        assert len(plain.images) == 5 and len(mapped.images) == 5 + 4 * 2
-        assert mapped.images[:5] == plain.images and mapped.infotexts[:5] == plain.infotexts
+        plain, mapped = (any_host.generate(MAP | off | {"map": wanted}, **options) for wanted in (False, True))
+        shown = all_of(mapped)
+        assert len(all_of(plain)) == 5 and len(shown) == 5 + 4 * 2
+        assert shown[:5] == plain.images and mapped.infotexts[:5] == plain.infotexts
+        assert not any_host.beside or mapped.images == plain.images  # a script that puts pictures together has no maps
         assert len(mapped.infotexts) == 13 and mapped.index_of_first_image == 1 and mapped.comments == []
         assert all(one.size == (64, 64) and one.info["parameters"] is text
-                   for one, text in zip(mapped.images[5:], mapped.infotexts[5:], strict=True))
-        assert [np.ptp(np.asarray(one, int), axis=2).max() > 60 for one in mapped.images[5:]] == [True, False] * 4
+                   for one, text in zip(shown[5:], mapped.infotexts[5:], strict=True))
+        assert [np.ptp(np.asarray(one, int), axis=2).max() > 60 for one in shown[5:]] == [True, False] * 4
 
 
 @pytest.mark.parametrize("options", [{}, {"timesteps": LATE}, {"hires": True, "timesteps": LATE}])
@@ -164,7 +171,7 @@ def test_with_nothing_ticked_it_shows_what_is_heard_strongest_first(webui, monke
 def lacks_maps(host: Webui, asked: dict, says: str, **options) -> None:
     plain = host.generate(decoded=True, **options)
     made = host.generate(asked, decoded=True, **options)
-    assert made.images == plain.images and len(made.infotexts) == len(plain.infotexts)
+    assert all_of(made) == plain.images and len(made.infotexts) == len(plain.infotexts)
     [said] = made.comments
     assert said.startswith("SAEmnesia: no map of where the concepts are: ") and says in said, said
     assert hooks(unet_of(host)) == 0 and host.errors == []
@@ -200,7 +207,7 @@ def test_what_cannot_be_erased_still_stops_the_run(webui):
 @pytest.mark.parametrize("stops_at", [0, 2])
 def test_an_interrupted_run_has_no_map_and_no_complaint(webui, stops_at):
     made = webui.generate(MAP, decoded=True, stops_at=stops_at)
-    assert len(made.images) == 1 and made.comments == [] and hooks(unet_of(webui)) == 0
+    assert len(all_of(made)) == 1 and made.comments == [] and hooks(unet_of(webui)) == 0
 
 
 def test_nothing_stays_of_a_run_that_broke(webui, monkeypatch):
@@ -223,7 +230,7 @@ def test_beside_adetailer_each_picture_has_its_own_map(webui, monkeypatch, named
     webui.generate(MAP, **options)
     wanted = [one.map for one in shown]
     made = webui.generate(MAP, inner=True, inner_scripts=named, **options)
-    assert len(wanted) == 8 and len(made.images) == 4 + 8 and webui.errors == made.comments == []
+    assert len(wanted) == 8 and len(all_of(made)) == 4 + 8 and webui.errors == made.comments == []
     assert all(torch.equal(one.map, other) for one, other in zip(shown[-8:], wanted, strict=True))
 
 
@@ -242,7 +249,7 @@ def test_a_batch_that_is_skipped_has_no_map_and_the_next_one_its_own(webui, monk
             webui.shared.state.skipped = not webui.shared.state.skipped
     shown = maps_of(webui, monkeypatch)
     made = webui.run(Processing(script_args=(MAP,), scripts=(Skips(), webui.script), decoded=True, n_iter=2))
-    assert len(made.images) == 2 + 2 and made.comments == []
+    assert len(all_of(made)) == 2 + 2 and made.comments == []
     assert all(one.picture is made.images[1] for one in shown)
 
 
@@ -251,7 +258,7 @@ def test_pictures_of_masks_stay_between_the_pictures_and_have_no_map(webui, monk
     webui.shared.opts.return_mask = True
     mask = Image.new("RGB", (64, 64), "red")
     made = webui.generate(MAP, decoded=True, prompts=[[1], [2]], mask_for_overlay=mask)
-    assert made.images[1] is mask and made.images[3] is mask and len(made.images) == 4 + 4
+    assert made.images[1] is mask and made.images[3] is mask and len(all_of(made)) == 4 + 4
     assert len(made.infotexts) == 8
     assert [made.images.index(one.picture) for one in shown] == [0, 0, 2, 2]
 

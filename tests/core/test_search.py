@@ -1,0 +1,56 @@
+"""What finding a word keeps in memory: no more than a machine has, and nothing twice."""
+import pytest
+import torch
+
+from sae_models import Header, SaeConfig
+from sae_models.adapter import Block
+from sae_models.learning import search, words
+from sae_models.learning.lesson import Lesson
+from sae_models.learning.maps import Maps
+from sae_models.learning.prompts import parse_subjects
+
+SD15 = [320] * 5 + [640] * 5 + [1280] * 6
+SDXL = [640] * 10 + [1280] * 60
+MINICANVAS = [256, 384, 384, 384, 384, 256]
+
+
+class Reader:
+    """A painter that only reads."""
+    painting = words.painting("sdxl")
+
+    def vectors(self, texts):
+        return torch.eye(len(texts))
+
+
+def lesson(pictures: int) -> Lesson:
+    return words.search(parse_subjects("cat"), "", Reader(), pictures).lesson
+
+
+def kept(widths: list[int], pictures: int = words.PICTURES) -> int:
+    headers = [Header(SaeConfig(width, 1, 1), f"up_blocks.0.attentions.{i}") for i, width in enumerate(widths)]
+    return search.tokens_kept(lesson(pictures), headers)
+
+
+@pytest.mark.parametrize(("widths", "wanted"), [(MINICANVAS, 128), (SD15, 128), (SDXL, 50)])
+def test_what_is_kept_of_the_places_of_a_model_fits_in_4_gb(widths, wanted):
+    assert kept(widths) == wanted
+    looks = lesson(words.PICTURES).pictures * lesson(words.PICTURES).painting.steps_kept
+    assert 2 * 2 * looks * sum(widths) * kept(widths) <= 2 ** 32
+    assert kept(widths, 1000) < wanted
+
+
+def test_the_maps_of_all_chunks_are_held_once():
+    block = Block("mid_block.attentions.0.transformer_blocks.0.attn2", False)
+
+    def maps(seed: int) -> Maps:
+        tokens, without = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(seed)).half()
+        return Maps(tokens, without, torch.zeros(3, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool),
+                    torch.full((3,), float(seed)))
+    chunks = {i: {block: maps(i)} for i in range(3)}
+    whole = search._joined(chunks, 3, block)
+    assert whole.sigmas.tolist() == [0.0] * 3 + [1.0] * 3 + [2.0] * 3
+    storage = whole.tokens.untyped_storage().data_ptr()
+    for i, parts in chunks.items():
+        assert torch.equal(parts[block].tokens, maps(i).tokens) and torch.equal(parts[block].without, maps(i).without)
+        assert parts[block].tokens.untyped_storage().data_ptr() == storage
+    assert torch.equal(search._joined(chunks, 3, block).tokens, whole.tokens)  # gone on with after an interrupt
