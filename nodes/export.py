@@ -29,8 +29,8 @@ class ExportConcept(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
-        return files.changed(files.new_path(name))
+    def fingerprint_inputs(cls, name: str | None, **_: Any) -> int:
+        return files.changed(name)
 
     @classmethod
     def execute(cls, sae: LoadedSae, name: str, concepts: str) -> io.NodeOutput:

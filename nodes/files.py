@@ -91,9 +91,13 @@ _written: dict[Path, tuple[int | None, int]] = {}
 """{file: (when it was written last, as far as we know; how often somebody else has changed it)}"""
 
 
-def changed(path: Path) -> int:
-    """What a node that writes `path` has for a fingerprint: another when somebody else has changed or removed the file
-    since, so that what was made once is not made again with every queue."""
+def changed(name: str | None) -> int:
+    """What a node that writes a file of that name has for a fingerprint: another when somebody else has changed or
+    removed the file since, so that what was made once is not made again with every queue. None: a name that is linked
+    in, which the host does not know yet."""
+    if name is None:
+        return 0
+    path = new_path(name)
     now = _when(path)
     before, times = _written.setdefault(path, (now, 0))
     _written[path] = now, times + (now != before)

@@ -79,8 +79,8 @@ class FindConcept(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
-        return files.changed(files.new_path(name))
+    def fingerprint_inputs(cls, name: str | None, **_: Any) -> int:
+        return files.changed(name)
 
     @classmethod
     def execute(cls, model: Any, clip: Any, name: str, concepts: str, contrast: str, prompts: str, how: str,

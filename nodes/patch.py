@@ -46,8 +46,8 @@ from .said import warn
 
 KEY = "saemnesia"
 SAMPLING = "model_sampling"
-NEGATIVE = ("negative", "empty_negative_prompt")
-"""How guiders name their negative prompts: the usual one and DualCFG, and PerpNeg."""
+SECOND = "middle"
+"""How DualCFG names its second prompt: it numbers the negative one first, then this, and the first one last."""
 WHOLE = (0.0, 1.0)
 """All of sampling, in shares."""
 log = logging.getLogger(KEY)
@@ -160,7 +160,7 @@ class Patch:
         self.rows_matter = any(edit.conditional_only for item in edits for _, edit in item.edits)
         self._functions: dict[bool, tuple[dict[Block, Any], Any]] = {}
         self._calls: dict[int, _Call] = {}
-        self._negative: set[Hashable] = set()
+        self._negative_first = False
         self._asked: set[Hashable] = set()
         self.tally = Tally()
 
@@ -205,12 +205,10 @@ class Patch:
         return out
 
     def _chunks(self, options: Mapping[str, Any]) -> Sequence[int]:
-        """For each equal chunk of a batch whether it is of the prompt (0) or of a negative one: by what the host calls
-        the prompts, for some guiders number them in another order."""
-        numbers, uuids = options.get("cond_or_uncond") or (), options.get("uuids") or ()
-        if not self._negative or len(uuids) != len(numbers):
-            return numbers
-        return [int(one in self._negative) for one in uuids]
+        """For each equal chunk of a batch whether it is of the prompt, which is 0: some guiders number the negative one
+        so."""
+        numbers = options.get("cond_or_uncond") or ()
+        return [int(number == 0) for number in numbers] if self._negative_first else numbers
 
     def _looked(self, call: _Call, key: Hashable, x: torch.Tensor, prompts: Sequence[Hashable],
                 run: Callable[[_Call], torch.Tensor]) -> torch.Tensor | None:
@@ -218,7 +216,7 @@ class Patch:
         host calls those of the call."""
         known = [one in self._asked for one in prompts]
         self._asked.update(prompts)
-        if not self.voting.begins(key, len(x), call.sigma, x.device, known):
+        if not self.voting.begins(key, len(x), call.sigma, x.device, lambda: known):
             return None
         random, look = torch.get_rng_state(), _Call(call.sigma, call.conditional, looks=True)
         out = run(look)
@@ -279,7 +277,7 @@ class Patch:
         self.tally = Tally()
         self.voting.forget()
         self._asked.clear()
-        self._negative = _negative(executor.class_obj)
+        self._negative_first = SECOND in (getattr(executor.class_obj, "original_conds", None) or {})
         self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))
         log.info("%s", self.plan())
         out = executor(*args, **kwargs)
@@ -313,12 +311,6 @@ class Patch:
 
     def plan(self) -> str:
         return "SAEmnesia: " + "; ".join(item.plan() for item in self.edits)
-
-
-def _negative(guider: Any) -> set[Hashable]:
-    """What the host calls the negative prompts of a guider."""
-    prompts = getattr(guider, "original_conds", None) or {}
-    return {one["uuid"] for name in NEGATIVE for one in prompts.get(name, ()) if "uuid" in one}
 
 
 def _alike(x: torch.Tensor, options: Mapping[str, Any]) -> Hashable:

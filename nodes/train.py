@@ -115,8 +115,8 @@ class Train(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> int:
-        return files.changed(files.new_path(name))
+    def fingerprint_inputs(cls, name: str | None, **_: Any) -> int:
+        return files.changed(name)
 
     @classmethod
     def execute(cls, model: Any, clip: Any, name: str, concepts: str, prompts: str, memory: str, pictures: int,

@@ -113,7 +113,8 @@ def find(unet: nn.Module, hookpoint: str) -> nn.Module:
 
 def hears(attention: nn.Module) -> bool:
     """Whether words can come through a cross-attention: none can where its values or outputs are multiplied by 0."""
-    return all(bool(layer.weight.float().any()) for layer in (attention.to_v, attention.to_out[0]))  # fp8 has no any
+    weights = (attention.to_v.weight, attention.to_out[0].weight)
+    return all(bool(weight.dequantize().any()) for weight in weights)  # fp8 has no any() on a GPU
 
 
 def attention_key(path: str) -> tuple[str, int, int]:

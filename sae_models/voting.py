@@ -15,7 +15,7 @@ places, those of files that do not say how strongly they fire, and runs that do 
 thing fires in little of the map, are not voted on: they act wherever they fire.
 """
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,20 +73,23 @@ class Voting:
         return self.size[1] == 1 or key in self._open
 
     def begins(self, key: Hashable, rows: int, sigma: float | NoiseLevel, device: torch.device,
-               known: Sequence[bool] = ()) -> bool:
+               known: Callable[[], Sequence[bool]] = lambda: ()) -> bool:
         """Whether this call, the first one of its kind, is to be made once only to look. key: the same for calls whose
-        rows mean the same; known: of each equal chunk of rows, whether other calls of this run had its prompt: late in
-        a run, where none looks, those concepts may act in it that were let in there, and in others all. Where the noise
-        level is on a device, the first call waits for it."""
+        rows mean the same; known: says of each equal chunk of rows whether other calls of this run had its prompt: late
+        in a run, where none looks, those concepts may act in it that were let in there, and in others all. Where the
+        noise level is on a device, the first call waits for it."""
         if self.met(key):
             return False
         level = float(sigma.sigma) if isinstance(sigma, NoiseLevel) else sigma
-        told = torch.tensor(known or [False]).repeat_interleave(rows // max(1, len(known)))[:, None].to(device)
-        there = [one.any(0).to(device) for one in self._open.values()]
-        late = ~told | torch.stack(there).any(0) if there else torch.ones_like(told)
-        self._open[key] = late.expand(rows, self.size[1]) & (level < self.noisy)
-        self._open[key][:, -1] = True
-        return level >= self.noisy
+        late = level < self.noisy
+        may = torch.full((rows, self.size[1]), late, device=device)
+        told, there = known() if late else (), list(self._open.values())  # other threads may begin meanwhile
+        if told and there and rows % len(told) == 0:
+            asked = torch.tensor(told).repeat_interleave(rows // len(told))[:, None].to(device)
+            may = may & (~asked | torch.stack([one.any(0).to(device) for one in there]).any(0))
+        may[:, -1] = True
+        self._open[key] = may
+        return not late
 
     def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel,
               look: bool = False) -> None:

@@ -156,11 +156,11 @@ class Eraser:
     def _look(self, job: Job, call: Call) -> None:
         """Let the places vote about a call, the first of its kind: it is made once only for that."""
         voting, x = job.fitted.voting, call.args[0]
-        if voting.met(self._key):
-            return self._hear(job, call.context)
         if not voting.begun:
             self._contexts.clear()
-        looks = voting.begins(self._key, len(x), self._level, x.device, self._said_before(call.context))
+        if voting.met(self._key):
+            return self._hear(job, call.context) if voting.begun else None
+        looks = voting.begins(self._key, len(x), self._level, x.device, partial(self._said_before, call.context))
         self._contexts[self._key] = call.context
         if not looks:
             return
@@ -179,11 +179,12 @@ class Eraser:
         leaves the negative prompt out of some steps, or splits a batch anew, has other calls of the same prompts."""
         before = [] if context is None else [one for one in self._contexts.values()
                                              if one is not None and one.shape[1:] == context.shape[1:]]
-        return context[:, None].eq(torch.cat(before)).flatten(2).all(2).any(1).tolist() if before else []
+        found = [context[:, None].eq(one).flatten(2).all(2).any(1) for one in before]
+        return torch.stack(found).any(0).tolist() if found else []
 
     def _hear(self, job: Job, context: Tensor | None) -> None:
         """Let all in where the prompt is no more the one that was voted about, as in `[cat:dog:0.5]`."""
-        before = self._contexts.get(self._key)
+        before = self._contexts.setdefault(self._key, context)
         if before is not None and context is not None:
             changed = before.ne(context).any() if before.shape == context.shape else True
             job.fitted.voting.let_in(self._key, changed)

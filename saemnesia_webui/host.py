@@ -73,6 +73,11 @@ def model() -> Any:
     return loaded
 
 
+def device() -> torch.device:
+    """What it computes on."""
+    return torch.device(getattr(devices, "device", "cpu"))
+
+
 def checkpoint_name() -> str:
     """The file that the loaded checkpoint came from."""
     return getattr(getattr(shared.sd_model, "sd_checkpoint_info", None), "filename", "") or "words"

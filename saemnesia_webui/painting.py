@@ -35,7 +35,7 @@ class Painter:
     tick: Callable[[bool], None] = lambda painted: None
     _read: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _visit: "_Visit | None" = None
-    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _device: torch.device = field(default_factory=host.device)
 
     def identity(self) -> str:
         said = float(self._said(["a photo of it"])["crossattn"].double().sum())

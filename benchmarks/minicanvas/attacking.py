@@ -96,6 +96,7 @@ class Victim:
         strengths, sigma = {}, _sigma(time)
 
         def listen(block: Block, output: Tensor) -> None:
+            self.erasures[block].loud.clear()
             strengths[block] = self.erasures[block].strengths(output, sigma) + FAINT
         eps = self._hooked(x, time, context, {block: partial(listen, block) for block in self.erasures})
         return eps, Voting(self.erasures).votes(strengths, sigma)[:, 0]

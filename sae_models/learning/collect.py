@@ -76,7 +76,7 @@ class _Recorder:
             every = self.collector.prompts
             said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
         unsaid, others = zip(*(self._other(prompt, said) for prompt in said), strict=True)
-        chosen: dict[Block, _Some] = {}
+        chosen: dict[tuple[Block, int], _Some] = {}
         tokens, without = (self._seen(step, texts, chosen) for texts in ([prompt.text for prompt in said], others))
         for block, parts in self.outputs.items():
             parts.append(_kept(tokens[block], without[block]))
@@ -98,17 +98,19 @@ class _Recorder:
     def _one_of(self, choices: Sequence[Any]) -> Any:
         return choices[int(torch.randint(len(choices), (), generator=self.generator))]
 
-    def _seen(self, step: Step, texts: Sequence[str], chosen: dict[Block, _Some]) -> dict[Block, torch.Tensor]:
+    def _seen(self, step: Step, texts: Sequence[str],
+              chosen: dict[tuple[Block, int], _Some]) -> dict[Block, torch.Tensor]:
         """Every block's output as tokens [n, N, d_in], thinned at once: those of 70 places would not fit on a small
-        card. chosen: which tokens of a place; drawn where it is first seen."""
+        card. chosen: which of so many tokens of a place; drawn where it is first seen."""
         seen: dict[Block, torch.Tensor] = {}
 
         def look(block: Block, output: torch.Tensor, x_in: torch.Tensor | None) -> torch.Tensor:
             change = output - x_in if block.residual else output
             tokens = change.flatten(2).mT if change.ndim == 4 else change
-            if block not in chosen:
-                chosen[block] = self._some_of(tokens.shape[1], tokens.device)
-            seen[block] = tokens[:, chosen[block]]
+            place = block, tokens.shape[1]  # a host may ask for a map in parts, of which the last one is kept
+            if place not in chosen:
+                chosen[place] = self._some_of(tokens.shape[1], tokens.device)
+            seen[block] = tokens[:, chosen[place]]
             return output
         step.predict(texts, {block: partial(look, block) for block in self.outputs})
         missing = [block.hookpoint for block in self.outputs if block not in seen]

@@ -117,11 +117,13 @@ def own_tables(painter: Painter, maps: Sequence[Maps], what: Search, numbers: Se
 
 
 def _fitted(maps: Maps, what: Search, n: int, device: torch.device) -> Table:
-    """A place's rows; on the CPU where the device has no room after all."""
-    try:
-        return finding.own_neurons(maps, what.wanted, WEIGHTS, n, device)
-    except torch.cuda.OutOfMemoryError:
-        return finding.own_neurons(maps, what.wanted, WEIGHTS, n)
+    """A place's rows; on the CPU where the device has no room after all, or cannot do it."""
+    if device.type != "cpu":
+        try:
+            return finding.own_neurons(maps, what.wanted, WEIGHTS, n, device)
+        except RuntimeError as error:
+            log.warning("SAEmnesia: fitting on the CPU, because %s cannot: %s", device, error)
+    return finding.own_neurons(maps, what.wanted, WEIGHTS, n)
 
 
 def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],

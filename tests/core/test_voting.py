@@ -190,17 +190,21 @@ def test_where_no_place_ran_nothing_is_let_in():
 def test_late_in_a_run_another_kind_of_call_of_the_same_prompts_lets_in_whom_the_look_did():
     voting = Voting(erasures(), noisy=4.0)
     vote(voting, fired(*[(2.0, 0.0)] * 6))
-    assert not voting.begins("one of two prompts", 4, 1.0, torch.device("cpu"), [True, False])
+    assert not voting.begins("one of two prompts", 4, 1.0, torch.device("cpu"), lambda: [True, False])
     assert voting.open("one of two prompts")[PLACES[0]].tolist() == [[True, False]] * 2 + [[True, True]] * 2
     voting = Voting(erasures(), noisy=4.0)
     vote(voting, fired(*[(2.0, 0.0)] * 6))
-    assert not voting.begins("without the negative", 2, 1.0, torch.device("cpu"), [True])
+    assert not voting.begins("a part of a batch", 1, 1.0, torch.device("cpu"), lambda: [True, True])
+    assert voting.open("a part of a batch")[PLACES[0]].tolist() == [[True, True]]
+    voting = Voting(erasures(), noisy=4.0)
+    vote(voting, fired(*[(2.0, 0.0)] * 6))
+    assert not voting.begins("without the negative", 2, 1.0, torch.device("cpu"), lambda: [True])
     assert voting.open("without the negative")[PLACES[0]].tolist() == [[True, False]] * 2
     assert not voting.begins("another prompt", 1, 1.0, torch.device("cpu"))
     assert voting.open("another prompt")[PLACES[0]].tolist() == [[True, True]]
     voting.forget()
     assert not voting.begun
-    assert not voting.begins("begins late", 1, 1.0, torch.device("cpu"), [True])
+    assert not voting.begins("begins late", 1, 1.0, torch.device("cpu"), lambda: [True])
     assert voting.open("begins late")[PLACES[0]].tolist() == [[True, True]]
 
 

@@ -237,7 +237,8 @@ def test_a_call_without_the_negative_prompt_late_in_a_run_erases_what_the_places
 @pytest.mark.parametrize(("prompts", "numbers"), [
     ({"positive": "one", "negative": "other"}, [0, 1]),
     ({"negative": "other", "middle": "third", "positive": "one"}, [2, 0]),  # DualCFG numbers them so
-    ({"positive": "one", "empty_negative_prompt": "other", "negative": "third"}, [0, 2]),
+    ({"positive": "one", "negative": "third", "empty_negative_prompt": "other"}, [0, 2]),
+    ({"positive": "one", "negative": "one"}, [0, 1]),  # a twin of an area's prompt, which the host puts there
 ])
 def test_conditional_only_goes_by_what_the_guider_calls_its_prompts(unet, saes, prompts, numbers):
     made = patched(unet, saes[1:], "cat", conditional_only=True)

@@ -204,6 +204,16 @@ def test_a_prompt_that_changes_on_the_way_is_erased_wherever_it_fires(request, n
     assert not same(*pictures[True])
 
 
+def test_a_refiner_does_not_let_in_what_is_not_there(webui):
+    """It comes late, with a UNet of its own, and reads the same prompt in its own way."""
+    options = {"timesteps": (999.0, 400.0, 200.0), "refiner": sd_model(new_unet(seed=5))}
+    first, pictures = webui.shared.sd_model, []
+    for args in ((), (True, VOTERS, "dog"), (True, VOTERS, "cat")):
+        webui.shared.sd_model = first
+        pictures.append(webui.generate(*args, use_script=bool(args), **options))
+    assert same(*pictures[:2]) and not same(pictures[0], pictures[2]) and webui.errors == []
+
+
 def test_a_concept_that_is_voted_in_later_is_erased_from_then_on(webui):
     job = webui.module.ERASER
     before, unet = type(job)._before, unet_of(webui)
