@@ -75,7 +75,7 @@ def model() -> Any:
 
 def device() -> torch.device:
     """What it computes on."""
-    return torch.device(getattr(devices, "device", "cpu"))
+    return torch.device(getattr(devices, "device", None) or "cpu")
 
 
 def checkpoint_name() -> str:
