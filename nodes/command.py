@@ -15,6 +15,7 @@ from ..sae_models.errors import SaeError
 from ..sae_models.learning import parallel, stopping
 from ..sae_models.learning.lesson import Lesson, lesson
 from ..sae_models.learning.maps import MakeChunk, Maps
+from ..sae_models.learning.origin import Origin
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.report import Report
@@ -37,8 +38,12 @@ def options() -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Painting, name))
     parser.add_argument("--cfg", type=float, default=Painting.cfg, help="guidance")
     parser.add_argument("--at-once", type=int, default=Painting.batch, help="pictures painted at once")
-    add_options(parser)
-    return parser.parse_args()
+    add_options(parser, "; without it pictures are only painted, for --keep")
+    given = parser.parse_args()
+    if not (given.out or given.keep):
+        raise SaeError("nothing would be left of the run: give --out, the SAE file to write, or --keep, a folder for "
+                       "the activations")
+    return given
 
 
 def text_of(value: str) -> str:
@@ -65,9 +70,20 @@ def train() -> None:
     origins = training.origins(model, what, places)
     make = training.source(model, clip, what, origins, given.keep, lambda x0: stopping.check())
     shown = Batches(origins[0].chunks + len(origins[0].held_out))
+    if not given.out:
+        keep(origins[0], shown.making(make))
+        return
     jobs = [replace(job, made_on=given.checkpoint.stem) for job in jobs_of(given, origins)]
     run(jobs, shown.making(make), given, partial(measured, model, clip, what, given.out),
         "" if given.keep else training.painting_of(model, clip, what, places), shown.going_on)
+
+
+def keep(origin: Origin, make: MakeChunk) -> None:
+    """Paint what a training would ask for."""
+    with stopping.gently():
+        for number in (*range(origin.chunks), *origin.held_out):
+            stopping.check()
+            make(number)
 
 
 def measured(model: Any, clip: Any, what: Lesson, out: Path, report: Report) -> Report:

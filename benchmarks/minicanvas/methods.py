@@ -2,12 +2,12 @@
 
     python -m benchmarks.minicanvas.methods
 
-Pictures are painted once by the training command of the README and kept; on what they show, for each of three seeds,
-SAEs are trained with our loss in one run, at every cross-attention and at the papers' place, one block's output; and
-there one without concepts, in which SAeUron's score selects the top 1, 2 or 3 latents; from the latter the published
-loss goes on, as its authors did. A method that has a strength to choose tries `STRENGTHS` on two concepts with the
-first seed and keeps the best mean of UA, IRA, CRA and in-scene; then all are judged on the quick tasks of `bench` and
-on near neighbours. Every step that is done is kept, so a run that was stopped goes on.
+Pictures are painted once by the training command and kept; on what they show, for each of three seeds, SAEs are
+trained with our loss in one run, at every cross-attention and at the papers' place, one block's output; and there one
+without concepts, in which SAeUron's score selects the top 1, 2 or 3 latents; from the latter the published loss goes
+on, as its authors did. A method that has a strength to choose tries `STRENGTHS` on two concepts with the first seed and
+keeps the best mean of UA, IRA, CRA and in-scene; then all are judged on the quick tasks of `bench` and on near
+neighbours. Every step that is done is kept, so a run that was stopped goes on.
 """
 import argparse
 import hashlib
@@ -39,9 +39,9 @@ ACTIVATIONS = ROOT / ".host" / "minicanvas-activations"
 RESULTS = ROOT / "benchmarks" / "results" / "minicanvas-methods.json"
 SEEDS = (0, 1, 2)
 STRENGTHS = (-1.0, -5.0, -10.0, -15.0, -20.0, -25.0, -30.0)
+PLACES = ",".join([*(f"{block}.transformer_blocks.0.attn2" for block in bench.BLOCKS.split(", ")), bench.BLOCK])
 SIZES = {"attentions": ("--batch", "32"), "block": ("--latents", "2560", "--k", "48", "--batch", "64", "--lr", "0.002")}
 PUSH = {"attentions": (), "block": ("--push", "1.5")}
-PLACES = {"attentions": (), "block": ("--hookpoint", bench.BLOCK)}
 PAINTED = ("--width", "96", "--height", "96", "--cfg", CFG, "--at-once", "32", "--pictures", "1088")
 
 
@@ -76,12 +76,13 @@ class Trainings:
     def _python(self, *arguments: object, cwd: Path = ROOT) -> None:
         subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, check=True, env=self.environment)
 
-    def paint(self, sae: str, at: str) -> None:
-        """The first SAEs by the README's command, which keeps what it painted for the others."""
-        if not (first := sae_file(sae, 0)).exists():
+    def paint(self) -> None:
+        """What all of them learn from, each kind of place in a folder of its own."""
+        if not (ACTIVATIONS / "block").exists():
             self._python("custom_nodes/comfyui-saemnesia/train.py", "--checkpoint", f"models/checkpoints/{NAME}",
-                         "--concepts", CONCEPTS, "--prompts", TEMPLATES, "--out", first, "--keep", ACTIVATIONS / at,
-                         "--seed", 0, *PAINTED, *PLACES[at], *SIZES[at], *PUSH[at], cwd=COMFY)
+                         "--concepts", CONCEPTS, "--prompts", TEMPLATES, "--keep", ACTIVATIONS / "attentions",
+                         "--hookpoint", PLACES, *PAINTED, cwd=COMFY)
+            (ACTIVATIONS / "attentions" / bench.BLOCK).rename(ACTIVATIONS / "block")
 
     def train(self, sae: str, at: str, seed: int, *options: object) -> None:
         if not (path := sae_file(sae, seed)).exists():
@@ -111,8 +112,7 @@ def make_all(at_once: int, threads: int, seeds: Sequence[int]) -> None:
     SAES.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(threads)
     own = [(way.sae, way.at) for way in METHODS.values() if not way.chooses]
-    for sae, at in own:
-        trainings.paint(sae, at)
+    trainings.paint()
     with ThreadPoolExecutor(at_once) as pool:
         work = [pool.submit(trainings.of_seed, seed) for seed in seeds]
         work += [pool.submit(trainings.train, sae, at, seed, *PUSH[at]) for sae, at in own for seed in seeds]

@@ -27,9 +27,10 @@ EXPANSION, EXPANSION_OF_SEVERAL = 16, 4
 """Latents for each number of a token's width, where only one place is learned and where several are."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What is trained and for how long, whatever the maps come from."""
-    parser.add_argument("--out", type=Path, required=True, help="the SAE file to write, in models/sae")
+def add_options(parser: argparse.ArgumentParser, out: str = "") -> None:
+    """What is trained and for how long, whatever the maps come from; out: what happens where nothing is to be written,
+    an error unless given."""
+    parser.add_argument("--out", type=Path, required=not out, help="the SAE file to write, in models/sae" + out)
     parser.add_argument("--start", type=Path, help="an SAE of the same places, ours or published, to teach the "
                         "concepts: the first stage, --latents and --k are then left out")
     parser.add_argument("--latents", type=int, default=0, help=f"d_sae; {EXPANSION} times the block's width unless "

@@ -3,6 +3,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +19,7 @@ from small_model import ATTENTIONS, BLOCKS, HOOKPOINT, NAME, write_sae
 from sae_models.adapter import LoadedSae
 from sae_models.formats import read_header, read_headers, read_sae
 from sae_models.learning.job import unmeasured
+from sae_models.learning.origin import stored
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
@@ -263,3 +266,29 @@ def test_a_mistake_is_one_sentence_before_anything_is_written(host, changes, sen
     with pytest.raises(HostError, match=sentence):
         host.run(train(**changes))
     assert not list(SAES.glob("test training*"))
+
+
+def command(*options: str) -> tuple[int, str]:
+    """What train.py ends with and says, in ComfyUI's folder."""
+    given = ("--concepts", "cat = a cat\\ndog = a dog", "--prompts", "{}, {}", "--pictures", "4", "--at-once", "2",
+             "--width", "64", "--height", "64", "--steps", "4", "--cfg", "2", "--unsupervised-steps", "5",
+             "--supervised-steps", "5", *options)
+    done = subprocess.run([sys.executable, "custom_nodes/comfyui-saemnesia/train.py", "--checkpoint",
+                           f"models/checkpoints/{NAME}", *given], cwd=COMFY, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_paints_once_for_trainings_on_all_places_and_on_one(host, tmp_path):
+    kept = tmp_path / "kept"
+    code, said = command("--keep", str(kept), "--hookpoint", ",".join(ATTENTIONS))
+    assert code == 0 and "painted 3 batches of 3" in said and "step" not in said
+    assert [origin.hookpoint for origin in stored(kept)[0]] == sorted(ATTENTIONS)
+    code, said = command("--keep", str(kept), "--hookpoint", ",".join(ATTENTIONS), "--out", str(OUT))
+    assert code == 0 and "painted 3 batches of 3, 0 s each" in said and f"written: {OUT}" in said
+    assert [header.hookpoint for header in read_headers(OUT)] == list(ATTENTIONS)
+
+
+def test_a_command_that_would_leave_nothing_says_what_to_give(host):
+    code, said = command()
+    assert code == 1 and "error: nothing would be left of the run: give --out" in said and "Traceback" not in said
