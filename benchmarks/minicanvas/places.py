@@ -6,10 +6,12 @@ For each of some concepts, rows by least squares at a block's output (the papers
 blocks' outputs and at all cross-attentions' outputs, with 1 or 4 neurons, from the same pictures; then, on prompts and
 seeds that were not learned from, *removed* and *touched* beside what the judge sees in pictures of those prompts, with
 the erasure at several strengths. Also the rank correlation of *removed* with what the judge sees. In one process, with
-the very code of *SAEmnesia Find Concept* and *Erase*.
+the very code of *SAEmnesia Find Concept* and *Erase*; concepts that are done are kept, so a run that was stopped goes
+on.
 """
 import argparse
 import importlib
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -151,7 +153,7 @@ class Studio:
                     path = Path(folder) / "found.safetensors"
                     self.host.table.add(path, list(zip(headers, own, strict=True)))
                     for strength in STRENGTHS if places == "all cross-attentions" else (1.0,):
-                        yield places, n, strength, self.erased(path, concept, strength)
+                        yield places, n, strength, self.erased(path, concept, -strength, "steer")
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
@@ -162,6 +164,12 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
             for name, of in (("all", erased), ("no push", gentle))}
 
 
+def done(path: Path, pictures: int) -> list[Row]:
+    """The rows of concepts that an earlier run measured."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return [Row(**row) for row in kept["rows"]] if kept.get("pictures") == pictures else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
@@ -170,17 +178,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=COMFY / "models" / "checkpoints" / NAME)
     parser.add_argument("--out", type=Path, default=RESULTS / "places.json")
     options = parser.parse_args()
-    rows = []
+    rows = done(options.out, options.pictures)
     print(f"{'concept':16}{'places':42}{'n':>3}{'strength':>9}{'removed':>9}{'touched':>9}{'UA':>7}{'kept':>7}")
     with torch.inference_mode():
         studio = Studio(options.checkpoint, options.pictures, options.at_once)
         for concept in options.concepts:
-            for row in studio.rows(concept):
-                rows.append(row)
-                print(f"{row.concept:16}{row.places:42}{row.neurons:3}{row.strength:9g}{row.removed:9.1%}"
-                      f"{row.touched:9.2%}{row.UA:7.0%}{row.kept:7.0%}", flush=True)
+            if all(row.concept != concept for row in rows):
+                for row in studio.rows(concept):
+                    rows.append(row)
+                    print(f"{row.concept:16}{row.places:42}{row.neurons:3}{row.strength:9g}{row.removed:9.1%}"
+                          f"{row.touched:9.2%}{row.UA:7.0%}{row.kept:7.0%}", flush=True)
+                write_json(options.out, {"pictures": options.pictures, "rows": [asdict(row) for row in rows]}
+                           | summary(rows))
     print("rank correlation of removed with UA:", summary(rows))
-    write_json(options.out, {"pictures": options.pictures, "rows": [asdict(row) for row in rows]} | summary(rows))
 
 
 if __name__ == "__main__":
