@@ -62,7 +62,8 @@ class EraseWords(io.ComfyNode):
         sae = files.made(out)
         report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
-        edits, node = build_edits(sae, words, Actuator.ABLATE), cls.hidden.unique_id
+        edits = build_edits(sae, words, Actuator.ABLATE, conditional_only=True)
+        node = cls.hidden.unique_id
         erased = patch.erase(model, sae, edits, node=node, idle=idle(sae, words))
         return io.NodeOutput(erased, sae, report, ui={"text": [report], "sae": [out.name]})
 
@@ -74,8 +75,8 @@ def _file_name(model: Any, hidden: Any) -> str:
 
 def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Painting, pictures: int, out: Path,
                   hidden: Any) -> dict[str, float]:
-    """Find the words that the file does not have; {name in lower case: seconds} of those."""
-    missing = wanted.missing(text, wanted.known(out))
+    """Find the words that the file does not have, or has from less; {name in lower case: seconds} of those."""
+    missing = wanted.missing(text, wanted.known(out), told_from, pictures)
     if not missing:
         return {}
     began = time.monotonic()

@@ -45,7 +45,9 @@ class Concept:
     prompt, where they are known.
 
     measured: how well it is erased, as shares of its effect: "removed" of it, and "touched" of what is not it; bar: the
-    vote of its places from which on it is there (`voting`), None where that was not found.
+    vote of its places from which on it is there (`voting`), None where that was not found; pictures, told_from: how
+    many were painted to find it and the names of what it was told from, where it was a word that may be found anew with
+    more of them.
     """
     name: str
     latents: tuple[int, ...]
@@ -53,6 +55,8 @@ class Concept:
     description: str = ""
     measured: Mapping[str, float] | None = field(default=None, hash=False)
     bar: float | None = None
+    pictures: int | None = None
+    told_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.strip() or any(c in self.name for c in RESERVED):

@@ -3,10 +3,11 @@
 A concept file is an SAE whose every latent belongs to a named concept; it is loaded, listed and erased like any other.
 Its concepts may have latents at several places of the model.
 """
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,9 +66,9 @@ def only(table: Table, name: str) -> Table:
     return without(table, _names(table) - {name.casefold()})
 
 
-def measured(table: Table, shares: Mapping[str, float], bar: float | None) -> Table:
-    """The table with what was measured of its concepts."""
-    return replace(table, concepts=tuple(replace(one, measured=dict(shares), bar=bar) for one in table.concepts))
+def described(table: Table, **what: Any) -> Table:
+    """The table with more known of its concepts; what: fields of `Concept`."""
+    return replace(table, concepts=tuple(replace(one, **what) for one in table.concepts))
 
 
 def merged(first: Table, second: Table) -> Table:

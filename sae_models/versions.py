@@ -34,7 +34,7 @@ class Version:
         Raises SaeError as `build_edits` does, saying which version it is.
         """
         try:
-            return build_edits(sae, self.text, self.actuator)
+            return build_edits(sae, self.text, self.actuator, conditional_only=True)
         except SaeError as error:
             raise SaeError(f"'{self.label}' cannot be painted: {error}") from error
 

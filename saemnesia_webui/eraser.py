@@ -138,13 +138,12 @@ class Eraser:
         self._place_hooks, kwargs = taps.attach(job.fitted.modules, job.fitted.attentions, editing, kwargs)
         return args, kwargs
 
-    def _conditional(self, x: Tensor, options: dict | None) -> Tensor:
-        """bool [rows]: told by the host, or counted: in an evaluation the conditional rows come first."""
+    def _conditional(self, x: Tensor, options: dict | None) -> Tensor | None:
+        """bool [rows]: told by the host, or counted: in an evaluation the conditional rows come first. None, which is
+        all, from the first call on of which that cannot be told."""
         found = self._rows.of_call(x, options)
-        if found is None:
-            self._refuse(SaeError("cannot tell which rows of this model call belong to the prompt, because another "
-                                  "extension arranges them: set 'apply to' to 'both'"))
-        return found
+        self.job.mixed |= found is None
+        return None if self.job.mixed else found
 
     def _alike(self, x: Tensor, kwargs: dict) -> Hashable:
         """The same for two calls of a run whose rows mean the same: those that come as early in an evaluation, with the
@@ -193,12 +192,11 @@ class Eraser:
         may = job.fitted.voting.open(self._key)
 
         def edit(block: Block, output: Tensor, x_in: Tensor | None = None) -> Tensor:
-            if conditional is not None and len(conditional) != len(output):
-                self._refuse(SaeError("cannot tell which rows of this block belong to the prompt: "
-                                      "set 'apply to' to 'both'"))
+            other = conditional is not None and len(conditional) != len(output)
+            job.mixed |= other
             mine = rows_of(may, block, output)
             with taps.full_precision(output.device):
-                erased = job.fitted.erasures[block](output, sigma, conditional, x_in, mine)
+                erased = job.fitted.erasures[block](output, sigma, None if other else conditional, x_in, mine)
             if mine is not None:
                 self._strengths[block] = erased.strengths
             job.fired[block] = job.fired[block] | erased.fired if block in job.fired else erased.fired

@@ -110,7 +110,7 @@ class Finder:
             self._painter.evaluation(params)
 
     def find(self, wish: Wish, progress: Progress | None = None) -> Found:
-        """Find what the checkpoint's file does not have yet.
+        """Find what the checkpoint's file does not have yet, or has from less.
 
         Raises SaeError for a slip, where there is no UNet to learn from, and when it was stopped.
         """
@@ -129,7 +129,7 @@ class Finder:
         family = family_of(hookpoint.find(unet, places.places(unet)[0]))
         out = self.models / files.FOLDER / (
             wanted.file_name(host.checkpoint_name(), fingerprint(original_weights(model))) + ".safetensors")
-        missing = wanted.missing(wish.words, wanted.known(out))
+        missing = wanted.missing(wish.words, wanted.known(out), wish.told_from, wish.pictures)
         if missing:
             painter = Painter(model, wanted.painting(family, wish.side, wish.cfg), progress)
             what = wanted.search(missing, wish.told_from, painter, wish.pictures)

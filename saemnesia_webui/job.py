@@ -27,6 +27,8 @@ from .settings import Settings
 
 NOTHING = ("nothing was erased: block {block} did not run, because another extension or setting replaces or skips it "
            "(for example SD Unet): switch that off, or untick SAEmnesia")
+MIXED = ("erased in the negative prompt too, because another extension arranges the calls so that its part cannot be "
+         "told from the prompt's")
 
 
 def as_sentence(error: Exception) -> SaeError:
@@ -102,7 +104,8 @@ class Fitted:
 @dataclass
 class Job:
     """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked;
-    `fired`: which rows did in the last model call, of the places that it came to; `checkpoint`: the last it ran on."""
+    `fired`: which rows did in the last model call, of the places that it came to; `mixed`: the rows of the prompt could
+    not be told from the others; `checkpoint`: the last it ran on."""
     settings: Settings
     saes: Sequence[LoadedSae] = ()
     edits: Sequence[tuple[Block, Edit]] = ()
@@ -112,6 +115,7 @@ class Job:
     fired: dict[Block, Tensor] = field(default_factory=dict)
     pending: bool = False
     skipped: bool = False
+    mixed: bool = False
     checkpoint: str = ""
 
     @classmethod
@@ -128,7 +132,7 @@ class Job:
 
     def begin(self) -> None:
         """A batch starts: what was counted before was another one."""
-        self.tally, self.pending, self.skipped = Tally(), False, False
+        self.tally, self.pending, self.skipped, self.mixed = Tally(), False, False, False
         if self.fitted:
             self.fitted.voting.forget()
 
@@ -187,7 +191,8 @@ class Job:
 
     def warnings(self) -> list[str]:
         """What people should know of a run that was not refused."""
-        said = [self.missed() if self.tally.calls else "", *(sae.elsewhere(self.checkpoint) for sae in self.saes)]
+        said = [self.missed() if self.tally.calls else "", MIXED if self.mixed else "",
+                *(sae.elsewhere(self.checkpoint) for sae in self.saes)]
         return [sentence for sentence in said if sentence]
 
     def summary(self) -> str:

@@ -27,7 +27,7 @@ class Settings:
     actuator: str = Actuator.ABLATE.value
     start: float = 0.0
     end: float = 1.0
-    apply_to: str = BOTH
+    apply_to: str = CONDITIONAL_ONLY
     hires: bool = True
     hookpoint: str = ""
     map: bool = False

@@ -35,7 +35,7 @@ def graph(prompt: str, erase: str, actuator: str, seed: int) -> Graph:
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=MODEL),
         "sae": node("SAEmnesiaLoadSAE", sae_name=MODEL, hookpoint=""),
         "erase": node("SAEmnesiaErase", model=["checkpoint", 0], sae=["sae", 0], concepts=erase, actuator=actuator,
-                      start=0.0, end=1.0, apply_to="both"),
+                      start=0.0, end=1.0, apply_to="conditional only"),
         "positive": node("CLIPTextEncode", clip=["checkpoint", 1], text=prompt),
         "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
         "latent": node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),

@@ -167,7 +167,8 @@ def _describe_places(headers: Sequence[Header], concepts: Mapping[str, list[tupl
 def _described(concept: Concept) -> dict[str, Any]:
     """A concept as JSON has it; what was not measured is left out."""
     data = {"name": concept.name, "latents": concept.latents, "kind": concept.kind, "description": concept.description,
-            "measured": concept.measured and dict(concept.measured), "bar": concept.bar}
+            "measured": concept.measured and dict(concept.measured), "bar": concept.bar,
+            "pictures": concept.pictures, "told_from": concept.told_from or None}
     return {what: value for what, value in data.items() if value is not None}
 
 
@@ -275,8 +276,9 @@ def _latents(concept: Mapping[str, Any], places: int) -> dict[int, list[int]]:
 
 
 def _concept(data: Mapping[str, Any], latents: Sequence[int]) -> Concept:
-    measured, bar = data.get("measured"), data.get("bar")
+    measured, bar, pictures = data.get("measured"), data.get("bar"), data.get("pictures")
     return Concept(data["name"], tuple(int(latent) for latent in latents), _text(data.get("kind", "")),
                    _text(data.get("description", "")),
                    None if measured is None else {_text(what): float(share) for what, share in measured.items()},
-                   None if bar is None else float(bar))
+                   None if bar is None else float(bar), None if pictures is None else int(pictures),
+                   tuple(map(_text, data.get("told_from", ()))))

@@ -2,6 +2,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..concepts import Concept
 from ..errors import SaeError
@@ -52,14 +53,24 @@ def lesson(concepts: str, templates: str, painting: Painting, pictures: int) -> 
 
 @dataclass(frozen=True)
 class Search:
-    """What to find: a lesson whose first subjects are the wanted ones."""
+    """What to find: a lesson whose first subjects are the wanted ones. of_words: somebody only said words, and may want
+    them found anew from more."""
     wanted: Sequence[Subject]
     lesson: Lesson
+    of_words: bool = False
 
     @property
     def batches(self) -> int:
         """How many are painted in all."""
         return self.lesson.chunks + MEASURED * len(self.wanted)
+
+    @property
+    def found_with(self) -> dict[str, Any]:
+        """What a file notes of that, as `Concept` has it."""
+        if not self.of_words:
+            return {}
+        others = tuple(subject.name for subject in self.lesson.subjects if subject not in self.wanted)
+        return {"pictures": self.lesson.pictures, "told_from": others}
 
     @property
     def texts(self) -> list[str]:

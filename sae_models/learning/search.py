@@ -137,4 +137,5 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     checked, bar = effects.checked(painter, effects.ablating(blocks, rows[n]), *trials, what.lesson.written)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
-    return [table.measured(part, checked.shares, bar) for part in rows[n]], words
+    known = {"measured": checked.shares, "bar": bar} | what.found_with
+    return [table.described(part, **known) for part in rows[n]], words

@@ -5,14 +5,15 @@ A word is told from common ones: those that the model's own text encoder finds m
 would be mistaken for, and some others, because they are what else is painted.
 """
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
 
 from ..adapter import LoadedSae
-from ..concepts import Concept, mentioned, parse
+from ..concepts import Choice, Concept, by_name, mentioned, parse
 from .lesson import Search, search_for
 from .measuring import in_words
 from .painting import Painter, Painting
@@ -43,17 +44,34 @@ WEAK = 0.4
 """Share that is removed below which the report says what to do."""
 
 
-def missing(text: str, known: Sequence[Concept]) -> list[Subject]:
-    """What a text such as `cat, van gogh (style):0.8, dog -> fox` asks for and is not known, or known as another kind.
+def missing(text: str, known: Sequence[Concept], also: str = "", pictures: int = 0) -> list[Subject]:
+    """What a text such as `cat, van gogh (style):0.8, dog -> fox` asks for and is not known, or known as another kind,
+    from fewer pictures, or not told from all of `also`.
 
-    Raises SaeError as `parse` does, and for words that cannot be found as they are written.
+    Raises SaeError as `parse` does, for words that cannot be found as they are written, and an `also` that cannot be
+    read.
     """
-    kinds = {concept.name.casefold(): concept.kind for concept in known}
-    new = [choice for choice in mentioned(parse(text))
-           if choice.name.casefold() not in kinds or choice.kind not in ("", kinds[choice.name.casefold()])]
+    there, asked = by_name(known), mentioned(parse(text))
+    others = {one.name.casefold() for one in parse_subjects(also)} if also.strip() else set()
+    others -= {choice.name.casefold() for choice in asked}
+    new = [choice for choice in asked
+           if not _suffices(there.get(choice.name.casefold()), choice, others, pictures)]
     if new:
         refuse_two_readings(text)
-    return [subject(choice.name, choice.kind) for choice in new]
+    return [subject(choice.name, choice.kind or _kind(there.get(choice.name.casefold()))) for choice in new]
+
+
+def _suffices(concept: Concept | None, choice: Choice, others: Collection[str], pictures: int) -> bool:
+    """Whether a concept is what is asked for; others: what it is to be told from, in lower case. What was not found as
+    a word always is."""
+    if concept is None or choice.kind not in ("", concept.kind):
+        return False
+    told = set(map(str.casefold, concept.told_from))
+    return concept.pictures is None or (pictures <= concept.pictures and told >= others)
+
+
+def _kind(concept: Concept | None) -> str:
+    return concept.kind if concept else ""
 
 
 def told_from(wanted: Sequence[Subject], vectors: Callable[[Sequence[str]], Tensor]) -> list[Subject]:
@@ -116,8 +134,8 @@ def search(wanted: Sequence[Subject], also: str, painter: Painter, pictures: int
     """
     added = parse_subjects(also) if also.strip() else []
     others = [*added, *told_from([*wanted, *added], painter.vectors)]
-    return search_for(wanted, others, templates([*wanted, *others]), painter.painting,
-                      pictures + MORE * (len(wanted) - 1))
+    return replace(search_for(wanted, others, templates([*wanted, *others]), painter.painting,
+                              pictures + MORE * (len(wanted) - 1)), of_words=True)
 
 
 def report(sae: LoadedSae, name: str, seconds: Mapping[str, float]) -> str:

@@ -63,7 +63,7 @@ def test_what_was_measured_is_kept_and_left_out_where_there_is_nothing(tmp_path)
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_concepts_bar_is_kept_and_erased_by_and_older_files_have_none(tmp_path, several):
-    path, own = tmp_path / "a.safetensors", replace(CONCEPTS[0], bar=0.42)
+    path, own = tmp_path / "a.safetensors", replace(CONCEPTS[0], bar=0.42, pictures=32, told_from=("dog", "fox"))
     sae, statistics = make(path, concepts=(own, CONCEPTS[1]))
     if several:
         weights = (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec)

@@ -1,4 +1,6 @@
 """What a word is told from: common words, above all those that the text encoder finds like it."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,6 +39,24 @@ KNOWN = tuple(Concept(name, (i,), "object") for i, name in enumerate(("cat", "sa
 ])
 def test_what_is_not_known_or_is_known_as_another_kind_is_to_be_found(text, found):
     assert words.missing(text, KNOWN) == found
+
+
+WORD = Concept("ink", (0,), "style", pictures=32, told_from=("Pencil style", "dog"))
+
+
+@pytest.mark.parametrize(("concept", "also", "pictures", "anew"), [
+    (WORD, "", 32, False), (WORD, "", 8, False), (WORD, "", 33, True),
+    (WORD, "pencil style, Ink", 32, False), (WORD, "DOG = a dog", 32, False), (WORD, "dog\nfox", 32, True),
+    (KNOWN[0], "fox", 1000, False),
+])
+def test_a_word_is_found_anew_from_more_pictures_or_told_from_more_but_no_other_concept_is(concept, also, pictures,
+                                                                                           anew):
+    kept = Subject(concept.name, concept.kind, concept.name)
+    assert words.missing(concept.name, [concept], also, pictures) == [kept] * anew
+
+
+def test_what_is_asked_for_itself_need_not_have_been_told_from():
+    assert words.missing("ink, fox", [WORD, replace(WORD, name="fox", kind="object")], "Fox, ink, dog") == []
 
 
 @pytest.mark.parametrize(("text", "line"), [

@@ -33,7 +33,8 @@ SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
 SAE, BLOCK, PLACES = "animals.safetensors", "up_blocks.0.attentions.1", "places.safetensors"
 VOTERS = "voters.safetensors"
 """The neurons of PLACES: cat is there wherever it fires, dog never: it is said to fire a thousand times as strongly."""
-CAT = (True, SAE, "cat")
+BOTH = ("ablate", 0.0, 1.0, "both")
+CAT = (True, SAE, "cat", *BOTH)
 CASES = {
     "default": {}, "batch": {"prompts": [[1], [2]]}, "AND": {"prompts": [[1, 3], [2, 4]]},
     "long prompt": {"tokens": (154, 77)}, "batch_cond_uncond off": {"batch_cond_uncond": False, "prompts": [[1], [2]]},
@@ -239,11 +240,21 @@ def test_and_of_two_texts_beside_one_is_erased(webui, models):
                 by_hand(webui, models, conditional_only=True, **uneven))
 
 
+def erased_in_both(host: Webui, *args, **options) -> None:
+    """From the first call on of which it cannot be told, and that is said."""
+    edited, editing = [], host.module.ERASER._editing
+    host.module.ERASER._editing = lambda job, sigma, rows: (edited.append(rows), editing(job, sigma, rows))[1]
+    erased = host.generate(*args, **options)
+    first = next(i for i, rows in enumerate(edited) if rows is None)
+    assert all(rows is None for rows in edited[first:]) and first < len(edited) / 2
+    assert host.errors == [] and "SAEmnesia: erased in the negative prompt too" in " ".join(erased.comments)
+
+
 def test_tiles_are_erased_but_cannot_be_split_into_conditional_rows(webui, models):
     tiled = {"tiles": 2, "batch_cond_uncond": False}
-    assert same(webui.generate(*CAT, **tiled), by_hand(webui, models, **tiled))
-    refused(webui, {"sae": SAE, "concepts": "cat", "apply_to": "conditional only"}, says="set 'apply to' to 'both'",
-            **tiled)
+    erased = webui.generate(*CAT, **tiled)
+    assert same(erased, by_hand(webui, models, **tiled)) and erased.comments == []
+    erased_in_both(webui, True, SAE, "cat", **tiled)
 
 
 @pytest.mark.parametrize("apply_to", ["both", "conditional only"])
@@ -291,7 +302,7 @@ def test_extra_passes_are_split_into_rows_where_the_host_says_which_they_are(for
     extra_passes(monkeypatch, forge)
     assert same(forge.generate(only), by_hand(forge, models, conditional_only=True))
     extra_passes(monkeypatch, webui)
-    refused(webui, only, says="set 'apply to' to 'both'")
+    erased_in_both(webui, only)
 
 
 @pytest.mark.parametrize("timestep", [0.0, 1.0, 333.0, 499.5, 749.25, 998.9, 999.0])
@@ -353,7 +364,8 @@ def test_the_sae_is_never_part_of_the_model(webui):
 
 def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     by_position = webui.generate(True, SAE, "cat:0.5", "ablate", 0.1, 0.9, "both", True, BLOCK)
-    by_dict = webui.generate({"sae": SAE, "concepts": "cat:0.5", "start": 0.1, "end": 0.9, "hookpoint": BLOCK}, 1, 2)
+    by_dict = webui.generate({"sae": SAE, "concepts": "cat:0.5", "start": 0.1, "end": 0.9, "apply_to": "both",
+                              "hookpoint": BLOCK}, 1, 2)
     assert same(by_position, by_dict) and not same(by_dict, webui.generate(*CAT))
 
 
@@ -624,7 +636,7 @@ def places_by_hand(host: Webui, models: Path, last: str = "to_out.1", **options)
 @pytest.mark.parametrize("name", ["webui", "patched_forge"])
 def test_a_concept_is_erased_at_every_place_of_its_file(request, models, name, options):
     host = request.getfixturevalue(name)
-    erased = host.generate(True, PLACES, "cat", **options)
+    erased = host.generate(True, PLACES, "cat", *BOTH, **options)
     assert same(erased, places_by_hand(host, models, **options)) and host.errors == []
     assert not same(erased, host.generate(use_script=False, **options))
     assert hooks(unet_of(host)) == 0
@@ -646,7 +658,7 @@ def test_attention_that_a_forge_extension_replaces_is_erased(patched_forge, mode
         x, t, context=context, transformer_options=transformer_options | {"patches_replace": theirs}))
     handle = unet.get_submodule("output_blocks.0.1.transformer_blocks.0.attn2").register_forward_hook(
         lambda *a: ran.append(1))
-    erased = patched_forge.generate(True, PLACES, "cat")
+    erased = patched_forge.generate(True, PLACES, "cat", *BOTH)
     assert same(erased, places_by_hand(patched_forge, models)) and not ran
     handle.remove()
 
@@ -662,7 +674,7 @@ def test_attention_whose_class_is_replaced_is_erased(webui, models, monkeypatch)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.to_out[1](self.to_out[0](out))
     monkeypatch.setattr(kind, "forward", forward)
-    erased = webui.generate(True, PLACES, "cat")
+    erased = webui.generate(True, PLACES, "cat", *BOTH)
     assert same(erased, places_by_hand(webui, models)) and webui.errors == []
     assert not same(erased, webui.generate(use_script=False))
 
@@ -739,7 +751,7 @@ def test_infotext_is_written_after_the_erasure_and_not_before(webui):
 
 
 def test_the_hires_pass_can_be_left_alone(webui, models):
-    erased = webui.generate({"sae": SAE, "concepts": "cat", "hires": False}, hires=True)
+    erased = webui.generate({"sae": SAE, "concepts": "cat", "apply_to": "both", "hires": False}, hires=True)
     assert same(erased, by_hand(webui, models, up_to=4, hires=True))
     assert erased.infotexts[0]["SAEmnesia hires"] is False
     assert not same(erased, webui.generate(*CAT, hires=True))
@@ -850,12 +862,12 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
         for name, value in values.items():
             axes[name].apply(p, value, [])
         return webui.run(p)
-    assert same(cell((False, SAE), concepts="cat"), webui.generate(*CAT))
+    assert same(cell((False, SAE), concepts="cat"), webui.generate(True, SAE, "cat"))
     assert same(cell(CAT, strength=0.0), webui.generate(False))
     assert same(cell((True, SAE, "dog, cat:0.3"), strength=0.5), webui.generate(True, SAE, "dog:0.5, cat:0.5"))
-    assert same(cell(CAT, actuator="steer", strength=-2.0), webui.generate(True, SAE, "cat:-2", "steer"))
+    assert same(cell((True, SAE, "cat"), actuator="steer", strength=-2.0), webui.generate(True, SAE, "cat:-2", "steer"))
     assert same(cell((True, SAE, "cat -> dog"), strength=0.5), webui.generate(True, SAE, "cat:0.5 -> dog"))
-    assert same(cell((True, "", "cat"), SAE=SAE), webui.generate(*CAT))
+    assert same(cell((True, "", "cat"), SAE=SAE), webui.generate(True, SAE, "cat"))
     assert same(cell((False, SAE)), webui.generate(False))
     with pytest.raises(SaeError, match="no concept 'catt'"):
         cell((False, SAE), concepts="catt")
@@ -912,9 +924,9 @@ def test_concepts_of_several_files_are_erased_in_one_run(request, models, more, 
         lambda module, inputs, output: erasure(output, now["sigma"], None).out)
     wanted = host.generate(use_script=False)
     handle.remove()
-    both = host.generate({"sae": f"{SAE}, {more}", "concepts": "cat, fox:0.5"})
+    both = host.generate({"sae": f"{SAE}, {more}", "concepts": "cat, fox:0.5", "apply_to": "both"})
     assert same(both, wanted) and not same(both, host.generate(*CAT)) and host.errors == []
-    assert same(host.generate(True, [SAE, more], "fox:0.5, cat"), wanted)
+    assert same(host.generate(True, [SAE, more], "fox:0.5, cat", *BOTH), wanted)
     assert same(host.generate(True, [SAE, more], "cat -> fox"), host.generate(True, more, "cat -> fox"))
     assert both.infotexts[0]["SAEmnesia fired"] == "cat: in 3 of 3 steps, fox: in 3 of 3 steps"
     read_back = pasted(host, models, both.infotexts[0])
@@ -968,7 +980,7 @@ def test_a_file_of_another_checkpoint_says_so_and_erases(webui, models, caplog):
         write_sae(models / "sae" / "made.safetensors", d_in=64, made_on=name)
         try:
             erased = webui.generate(True, "made.safetensors", "cat")
-            assert same(erased, webui.generate(*CAT))
+            assert same(erased, webui.generate(True, SAE, "cat"))
             assert said in " ".join(erased.comments) and bool(erased.comments) is bool(said)
             assert (said[:30] in caplog.text) is True and ("made on Other" in caplog.text) is bool(said)
             assert ("fits the loaded checkpoint" in panel.concept_list(models, ["made.safetensors"])) is not bool(said)
@@ -987,11 +999,11 @@ def pasted(webui, models, params: dict) -> dict:
 
 def test_pasted_text_restores_every_setting(webui, models):
     asked = {"sae": SAE, "concepts": "Cat, dog:0.25", "actuator": "replace", "start": 0.1, "end": 0.9,
-             "apply_to": "conditional only", "hires": False, "hookpoint": BLOCK}
+             "apply_to": "both", "hires": False, "hookpoint": BLOCK}
     written = webui.generate(asked).infotexts[0]
     read_back = pasted(webui, models, {key: str(value) for key, value in written.items()})
     assert read_back == asked | {"enabled": True, "sae": [SAE], "concepts": "Cat:1.0, dog:0.25", "map": None}
-    short = webui.generate(*CAT).infotexts[0]
+    short = webui.generate(True, SAE, "cat").infotexts[0]
     assert set(short) == {"SAEmnesia sae", "SAEmnesia concepts", "SAEmnesia actuator", "SAEmnesia fired"}
     assert pasted(webui, models, short)["hires"] is True
 

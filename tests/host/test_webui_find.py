@@ -90,6 +90,9 @@ def test_a_known_word_is_not_painted_again_and_a_new_one_joins_the_file(a1111):
     batches = len(a1111.painted)
     again = find(a1111, words="CAT:0.5")
     assert (again.file, again.seconds, len(a1111.painted)) == (first.file, 0.0, batches)
+    find(a1111, words="cat", told_from="wolverine")
+    assert len(a1111.painted) > batches
+    batches = len(a1111.painted)
     both = find(a1111, words="cat, watercolor style")
     assert len(a1111.painted) > batches and both.file == first.file
     assert "found in" not in both.said[0] and "found in" in both.said[1]

@@ -359,7 +359,7 @@ def test_saved_and_loaded_in_a_fresh_page(browser, comfy, nodes2, page, kind, ot
     canvas.tick(page, "cat")
     canvas.strength(page, "cat").fill("-0.8")
     workflow, inputs = canvas.saved(page), canvas.prompt_of(page, kind)
-    declared = {**others, "concepts": "cat:-0.8", **({"apply_to": "both"} if kind == ERASE else {})}
+    declared = {**others, "concepts": "cat:-0.8", **({"apply_to": "conditional only"} if kind == ERASE else {})}
     assert {name: value for name, value in inputs.items() if name != "sae"} == declared
     assert sorted(map(str, canvas.values_of(workflow, kind))) == sorted(map(str, declared.values()))
 

@@ -77,8 +77,31 @@ def test_from_then_on_it_is_erased_at_once_like_any_concept(host, first):
     assert (SAES / files()[0]).stat().st_mtime_ns == before
     erased = latents(host, words("cat"))
     assert not torch.equal(erased, plain)
-    assert torch.equal(erased, latents(host, erase(graph(CAT), "cat", sae=files()[0])))
+    assert torch.equal(erased, latents(host, erase(graph(CAT), "cat", sae=files()[0], apply_to="conditional only")))
     assert torch.equal(plain, latents(host, words("cat:0")))
+
+
+def test_a_negative_prompt_that_says_the_word_goes_on_pushing_away(host, first):
+    def avoiding(made: dict) -> dict:
+        made["negative"]["inputs"]["text"] = CAT
+        return made
+
+    erased = latents(host, avoiding(words("cat")))
+    of_prompt, of_both = (latents(host, avoiding(erase(graph(CAT), "cat", sae=files()[0], apply_to=where)))
+                          for where in ("conditional only", "both"))
+    assert torch.equal(erased, of_prompt) and not torch.equal(erased, of_both)
+
+
+def test_from_more_pictures_or_told_from_more_it_is_found_anew_and_then_kept(host, first):
+    def concept():
+        return read_headers(SAES / files()[0])[0].concepts[0]
+
+    told_from = concept().told_from
+    assert concept().pictures == 8 and "wolverine" not in told_from
+    assert "found in" in said(host.run(words("cat", pictures=12))) and concept().pictures == 12
+    assert "found in" in said(host.run(words("cat", told_from="wolverine")))
+    assert concept().pictures == 8 and "wolverine" in concept().told_from
+    assert "found in" not in said(host.run(words("cat", told_from="Wolverine", prompt="a cat")))
 
 
 def test_new_words_join_the_file_and_nodes_in_a_row_erase_what_one_does(host, first):
