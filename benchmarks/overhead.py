@@ -85,8 +85,8 @@ class EveryPlace:
                         for name, path in hookpoint.cross_attentions(unet).items()}
         self.erasures = {block: erasure(Sae(SaeConfig(hookpoint.width(module), max(COUNTS), 1)), count, 0.5)
                          for block, module in self.modules.items()}
-        self.voting, self.strengths = Voting(self.erasures, noisy=2.0), {}
-        self.voting.begins("run", rows, 1.0, torch.device("cpu"))
+        self.voting, self.strengths = Voting(self.erasures), {}
+        self.voting.begins("run", rows, torch.device("cpu"))
 
     def hooks(self) -> Hooks:
         return [(module, partial(self.edit, block)) for block, module in self.modules.items()]

@@ -27,9 +27,9 @@ class Erase(io.ComfyNode):
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing ends, as a share of sampling: 1 after the last step. Earlier keeps more detail.")),
                 io.Combo.Input("apply_to", options=[BOTH, CONDITIONAL_ONLY], default=CONDITIONAL_ONLY, tooltip=(
-                    "conditional only: erase in what the prompt asks for, and leave the negative half of guidance alone, so "
-                    "that a word in the negative prompt goes on pushing away; both: erase in both halves, as the papers "
-                    "do.")),
+                    "conditional only: erase in what the prompt asks for, and leave the negative half of guidance "
+                    "alone, so that a word in the negative prompt goes on pushing away; both: erase in both halves, as "
+                    "the papers do.")),
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
                     "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
                     "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "

@@ -73,14 +73,18 @@ class Painter:
     def check_stopped(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
+    def read(self, texts: Sequence[str]) -> None:
+        for text in dict.fromkeys(texts):
+            if text not in self._encoded:
+                context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
+                self._encoded[text] = Encoded(context, pooled)
+
     def encoded(self, texts: Sequence[str]) -> Encoded:
         """Prompts as one batch.
 
         Raises SaeError for a prompt longer than the text encoder's window.
         """
-        for text in set(texts) - set(self._encoded):
-            context, pooled = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
-            self._encoded[text] = Encoded(context, pooled)
+        self.read(texts)
         parts = [self._encoded[text] for text in texts]
         longest = max(part.context.shape[1] for part in parts)
         if any(part.context.shape[1] != longest for part in parts):

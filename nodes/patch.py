@@ -39,7 +39,7 @@ from ..sae_models.concepts import Choice, format_choices
 from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
-from ..sae_models.voting import NOISY, Voting, rows_of
+from ..sae_models.voting import NOISY, Voting, noise, rows_of
 from . import feedback
 from .family import family_of
 from .said import warn
@@ -161,14 +161,13 @@ class Patch:
         self._functions: dict[bool, tuple[dict[Block, Any], Any]] = {}
         self._calls: dict[int, _Call] = {}
         self._negative_first = False
-        self._asked: set[Hashable] = set()
         self.tally = Tally()
 
     def measure(self, sampling: Any) -> None:
         """Set the windows by the noise levels of the model that is sampled: a node after ours may have changed them."""
         edits = [pair for item in self.edits for pair in item.measured(sampling)]
         now = [(edit.start_sigma, edit.end_sigma) for _, edit in edits]
-        self.sampling = sampling
+        self.sampling, self.highest = sampling, float(sampling.sigma_max)
         if self.windows != now:
             self.windows = now
             self.erasures = {block: Erasure(here, residual=block.residual) for block, here in by_block(edits).items()}
@@ -187,7 +186,7 @@ class Patch:
         unet = executor.class_obj.diffusion_model
         unet = getattr(unet, "_orig_mod", unet)
 
-        def run(call: _Call) -> torch.Tensor:
+        def run(call: _Call, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with ExitStack() as stack:
                 stack.enter_context(self._during(call))
                 for block, hook in hooks.items():
@@ -195,10 +194,10 @@ class Patch:
                 return executor(x, t, c_concat, c_crossattn, _copied(control) if call.looks else control, options,
                                 **kwargs)
         call, key = _Call(noise_level(t), rows), _alike(x, options)
-        out = self._looked(call, key, x, options.get("uuids") or (), run)
+        out = self._looked(call, key, x, t, run)
         if out is None:
             call.may = self.voting.open(key)
-            out = run(call)
+            out = run(call, x, t)
             if call.strengths:
                 self.voting.count(key, call.strengths, call.sigma)
         self.tally.add(call.sigma, call.fired)
@@ -210,18 +209,17 @@ class Patch:
         numbers = options.get("cond_or_uncond") or ()
         return [int(number == 0) for number in numbers] if self._negative_first else numbers
 
-    def _looked(self, call: _Call, key: Hashable, x: torch.Tensor, prompts: Sequence[Hashable],
-                run: Callable[[_Call], torch.Tensor]) -> torch.Tensor | None:
-        """Let the places vote where that is to be done; the call's outcome where no concept is there. prompts: what the
-        host calls those of the call."""
-        known = [one in self._asked for one in prompts]
-        self._asked.update(prompts)
-        if not self.voting.begins(key, len(x), call.sigma, x.device, lambda: known):
+    def _looked(self, call: _Call, key: Hashable, x: torch.Tensor, t: torch.Tensor,
+                run: Callable[[_Call, torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
+        """Let the places vote where that is to be done; the call's outcome where no concept is there."""
+        if not self.voting.begins(key, len(x), x.device):
             return None
-        random, look = torch.get_rng_state(), _Call(call.sigma, call.conditional, looks=True)
-        out = run(look)
-        self.voting.count(key, look.strengths, call.sigma, look=True)
-        if not self.voting.idle(key):
+        late = self.voting.late(call.sigma)
+        random, look = torch.get_rng_state(), _Call(self.highest if late else call.sigma, call.conditional, looks=True)
+        seen = (noise(x.shape).to(x) * self.highest, torch.full_like(t, self.highest)) if late else (x, t)
+        out = run(look, *seen)
+        self.voting.count(key, look.strengths, look.sigma, look=True)
+        if late or not self.voting.idle(key):
             torch.set_rng_state(random)
             return None
         call.fired = {block: part.new_zeros(part.shape[1], dtype=torch.bool) for block, part in look.strengths.items()}
@@ -276,7 +274,6 @@ class Patch:
         """WrappersMP.OUTER_SAMPLE: one sampling run; an erasure that never happened is an error, not a picture."""
         self.tally = Tally()
         self.voting.forget()
-        self._asked.clear()
         self._negative_first = SECOND in (getattr(executor.class_obj, "original_conds", None) or {})
         self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))
         log.info("%s", self.plan())

@@ -10,12 +10,13 @@ look, unedited, and each concept's places vote:
 By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. The
 bar is a concept's own where its file has one, found from prompts that people wrote (`learning/effects`), or `BAR`.
 A concept that is voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there
-are many of them, and a picture that is half painted makes single places louder. Concepts at fewer than `QUORUM`
-places, those of files that do not say how strongly they fire, and runs that do not begin with noise, in which a small
-thing fires in little of the map, are not voted on: they act wherever they fire.
+are many of them, and a picture that is half painted makes single places louder. That is also why a run which begins
+with a picture, or a prompt that comes late in one, is looked at in noise, as if it were painted from the beginning.
+Concepts at fewer than `QUORUM` places, and those of files that do not say how strongly they fire, are not voted on:
+they act wherever they fire.
 """
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,12 +31,12 @@ BAR, LATER = 0.35, 0.6
 """The vote from which on a concept is there: in the look at a run's beginning, unless its file says another; in each
 call after that."""
 NOISY = 0.25
-"""A run begins with noise where its first call is within that share of sampling."""
+"""A call's pictures are noise within that share of sampling."""
 
 
 class Voting:
-    """The votes of sampling runs. noisy: the noise level from which on is voted; owners: whose each row of a place's
-    edits is, that of its label unless given."""
+    """The votes of sampling runs. noisy: the noise level above which pictures are noise; owners: whose each row of a
+    place's edits is, that of its label unless given."""
 
     def __init__(self, erasures: Mapping[Block, Erasure], noisy: float = 0.0,
                  owners: Mapping[Block, Sequence[Hashable]] | None = None) -> None:
@@ -72,24 +73,20 @@ class Voting:
         on."""
         return self.size[1] == 1 or key in self._open
 
-    def begins(self, key: Hashable, rows: int, sigma: float | NoiseLevel, device: torch.device,
-               known: Callable[[], Sequence[bool]] = lambda: ()) -> bool:
-        """Whether this call, the first one of its kind, is to be made once only to look. key: the same for calls whose
-        rows mean the same; known: says of each equal chunk of rows whether other calls of this run had its prompt: late
-        in a run, where none looks, those concepts may act in it that were let in there, and in others all. Where the
-        noise level is on a device, the first call waits for it."""
+    def begins(self, key: Hashable, rows: int, device: torch.device) -> bool:
+        """Whether this call, the first one of its kind, is to be looked at before it is made. key: the same for calls
+        whose rows mean the same."""
         if self.met(key):
             return False
-        level = float(sigma.sigma) if isinstance(sigma, NoiseLevel) else sigma
-        late = level < self.noisy
-        may = torch.full((rows, self.size[1]), late, device=device)
-        told, there = known() if late else (), list(self._open.values())  # other threads may begin meanwhile
-        if told and there and rows % len(told) == 0:
-            asked = torch.tensor(told).repeat_interleave(rows // len(told))[:, None].to(device)
-            may = may & (~asked | torch.stack([one.any(0).to(device) for one in there]).any(0))
+        may = torch.zeros((rows, self.size[1]), dtype=torch.bool, device=device)
         may[:, -1] = True
         self._open[key] = may
-        return not late
+        return True
+
+    def late(self, sigma: float | NoiseLevel) -> bool:
+        """Whether a call's pictures are painted too far to be looked at: noise is then looked at in their place. Where
+        the noise level is on a device, that waits for it."""
+        return (float(sigma.sigma) if isinstance(sigma, NoiseLevel) else sigma) < self.noisy
 
     def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel,
               look: bool = False) -> None:
@@ -143,6 +140,12 @@ class Voting:
             self._there[device] = tuple(part.to(device) for part in (self.cells, self.heard, self.usual.means,
                                                                      self.bars))
         return self._there[device]
+
+
+def noise(shape: Sequence[int]) -> Tensor:
+    """What is looked at in place of pictures that are painted too far: the same every time, and none of the host's
+    random numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def rows_of(opened: Mapping[Block, Tensor] | None, block: Block, output: Tensor) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
 from sae_models.erasure import NoiseLevel
-from sae_models.voting import rows_of
+from sae_models.voting import noise, rows_of
 
 from . import taps
 from .calls import Call
@@ -159,27 +159,20 @@ class Eraser:
             self._contexts.clear()
         if voting.met(self._key):
             return self._hear(job, call.context) if voting.begun else None
-        looks = voting.begins(self._key, len(x), self._level, x.device, partial(self._said_before, call.context))
+        voting.begins(self._key, len(x), x.device)
         self._contexts[self._key] = call.context
-        if not looks:
-            return
-        strengths: dict[Block, Tensor] = {}
+        strengths, level, levels = {}, self._level, job.fitted.levels
+        if voting.late(level):
+            level = levels.sigma(levels.timestep_at(0))
+            call = call.at(noise(x.shape).to(x), levels.timestep_at(0), level)
 
         def tap(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
-            strengths[block] = job.fitted.erasures[block].strengths(output, self._level, x_in)
+            strengths[block] = job.fitted.erasures[block].strengths(output, level, x_in)
             return output
         random = torch.get_rng_state()
         call.again({block: partial(tap, block) for block in job.fitted.erasures})
         torch.set_rng_state(random)
-        voting.count(self._key, strengths, self._level, look=True)
-
-    def _said_before(self, context: Tensor | None) -> list[bool]:
-        """Of each row of a call, whether what it is told was told to calls of another kind in this run: a host that
-        leaves the negative prompt out of some steps, or splits a batch anew, has other calls of the same prompts."""
-        before = [] if context is None else [one for one in self._contexts.values()
-                                             if one is not None and one.shape[1:] == context.shape[1:]]
-        found = [context[:, None].eq(one).flatten(2).all(2).any(1) for one in before]
-        return torch.stack(found).any(0).tolist() if found else []
+        voting.count(self._key, strengths, level, look=True)
 
     def _hear(self, job: Job, context: Tensor | None) -> None:
         """Let all in where the prompt is no more the one that was voted about, as in `[cat:dog:0.5]`."""

@@ -6,7 +6,7 @@ every second chunk the prompts are dealt anew at that point, because an erased p
 cat and the canvas shows none. Where something is to be found they are dealt anew in all: many prompts from few
 pictures.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -49,9 +49,32 @@ class Collector:
         said = deal(self.prompts, number, painting.batch, painting.seed)
         kept = torch.randperm(painting.steps, generator=generator)[:painting.steps_kept].tolist()
         mixed = bool(self.wanted) or (number % 2 == 1 and number < HELD_OUT)
-        recorder = _Recorder(self, said, mixed, generator)
+        looks = list(self._looks(said, mixed, len(kept), painting.seed * 1_000_003 + number))
+        self.painter.read([text for look in looks for text in look.texts])
+        recorder = _Recorder(self, looks, generator)
         self.painter.paint([prompt.text for prompt in said], generator, kept, recorder)
         return recorder.maps()
+
+    def _looks(self, said: Sequence[Prompt], mixed: bool, count: int, seed: int) -> Iterator["_Look"]:
+        """What is asked at each kept step."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def one_of(choices: Sequence[Any]) -> Any:
+            return choices[int(torch.randint(len(choices), (), generator=generator))]
+        for _ in range(count):
+            asked = [one_of(self.prompts) for _ in said] if mixed else list(said)
+            yield _Look(asked, *zip(*(self._other(prompt, asked, one_of) for prompt in asked), strict=True))
+
+    def _other(self, prompt: Prompt, asked: Sequence[Prompt],
+               one_of: Callable[[Sequence[Any]], Any]) -> tuple[int, str]:
+        """(a concept that a prompt says, what is asked in its place); asked: the prompts of this look, which need not
+        be read again."""
+        wanted = [i for i, number in enumerate(prompt.said) if number < self.wanted]
+        if self.wanted and not wanted:
+            near = [other for other in asked if other is not prompt and min(other.said) >= self.wanted]
+            return prompt.said[0], one_of(near or self.elsewhere).text
+        i = one_of(wanted or range(len(prompt.said)))
+        return prompt.said[i], prompt.without[i]
 
 
 def deal(prompts: Sequence[Prompt], number: int, batch: int, seed: int) -> list[Prompt]:
@@ -62,41 +85,36 @@ def deal(prompts: Sequence[Prompt], number: int, batch: int, seed: int) -> list[
     return [prompts[orders[place // len(prompts)][place % len(prompts)]] for place in places]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """said: of each picture; unsaid: the concept that is left out of it; others: what is asked in its place."""
+    said: Sequence[Prompt]
+    unsaid: Sequence[int]
+    others: Sequence[str]
+
+    @property
+    def texts(self) -> list[str]:
+        return [*(prompt.text for prompt in self.said), *self.others]
+
+
 class _Recorder:
     """Keeps the blocks' outputs at the steps it is shown."""
 
-    def __init__(self, collector: Collector, said: Sequence[Prompt], mixed: bool, generator: torch.Generator) -> None:
-        self.collector, self.said, self.mixed, self.generator = collector, list(said), mixed, generator
+    def __init__(self, collector: Collector, looks: Sequence[_Look], generator: torch.Generator) -> None:
+        self.collector, self.looks, self.generator = collector, iter(looks), generator
         self.outputs: dict[Block, list[tuple[torch.Tensor, torch.Tensor]]] = {block: [] for block in collector.blocks}
         self.labels: list[tuple[torch.Tensor, ...]] = []
 
     def __call__(self, step: Step) -> None:
-        said = self.said
-        if self.mixed:
-            every = self.collector.prompts
-            said = [every[i] for i in torch.randint(len(every), (len(said),), generator=self.generator).tolist()]
-        unsaid, others = zip(*(self._other(prompt, said) for prompt in said), strict=True)
+        look = next(self.looks)
         chosen: dict[tuple[Block, int], _Some] = {}
-        tokens, without = (self._seen(step, texts, chosen) for texts in ([prompt.text for prompt in said], others))
+        tokens, without = (self._seen(step, texts, chosen) for texts in ([one.text for one in look.said], look.others))
         for block, parts in self.outputs.items():
             parts.append(_kept(tokens[block], without[block]))
-        labels = torch.zeros(len(said), self.collector.n_concepts, dtype=torch.bool)
-        for row, prompt in enumerate(said):
+        labels = torch.zeros(len(look.said), self.collector.n_concepts, dtype=torch.bool)
+        for row, prompt in enumerate(look.said):
             labels[row, list(prompt.said)] = True
-        self.labels.append((torch.tensor(unsaid), labels, step.t.float().cpu()))
-
-    def _other(self, prompt: Prompt, asked: Sequence[Prompt]) -> tuple[int, str]:
-        """(a concept that a prompt says, what is asked in its place); asked: the prompts of this look, which need not
-        be read again."""
-        wanted = [i for i, number in enumerate(prompt.said) if number < self.collector.wanted]
-        if self.collector.wanted and not wanted:
-            near = [other for other in asked if other is not prompt and min(other.said) >= self.collector.wanted]
-            return prompt.said[0], self._one_of(near or self.collector.elsewhere).text
-        i = self._one_of(wanted or range(len(prompt.said)))
-        return prompt.said[i], prompt.without[i]
-
-    def _one_of(self, choices: Sequence[Any]) -> Any:
-        return choices[int(torch.randint(len(choices), (), generator=self.generator))]
+        self.labels.append((torch.tensor(look.unsaid), labels, step.t.float().cpu()))
 
     def _seen(self, step: Step, texts: Sequence[str],
               chosen: dict[tuple[Block, int], _Some]) -> dict[Block, torch.Tensor]:

@@ -37,6 +37,7 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
     """
     trials = {key: _Trial(eraser) for key, eraser in erasers.items()}
     pairs, rest = _some(said, painter.painting.batch), _some(others, painter.painting.batch)
+    painter.read([*(text for pair in pairs for text in pair), *rest])
     _paint(painter, 0, pairs, partial(_look, list(trials.values()), pairs, rest))
     return {key: trial.effect for key, trial in trials.items()}
 
@@ -48,10 +49,12 @@ def checked(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]], o
     `written` the prompts: a concept is heard less in what people paint than in prompts that are all alike."""
     trial, batch = _Trial(eraser), painter.painting.batch
     pairs, rest = _some(said, batch, batch), _some(others, batch, batch)
+    heard = [text for text, _ in _some(said, ASKED)] if written and trial.voting.voters else []
+    painter.read([*(text for pair in pairs for text in pair), *rest, *heard])
 
     def look(step: Step) -> None:
-        if written and trial.bar is None and trial.voting.voters:
-            trial.find_bar(step, [text for text, _ in _some(said, ASKED)])
+        if heard and trial.bar is None:
+            trial.find_bar(step, heard)
         _look([trial], pairs, rest, step)
     _paint(painter, 1, pairs, look)
     return trial.effect, trial.bar
@@ -132,7 +135,7 @@ def _look(trials: Sequence[_Trial], pairs: Sequence[tuple[str, str]], rest: Sequ
 
 def _plain(trials: Sequence[_Trial], step: Step, texts: Sequence[str], about: str) -> Tensor:
     """What the model predicts unedited; the first time the places of every trial vote about these prompts."""
-    asking = [trial for trial in trials if trial.voting.begins(about, len(texts), step.sigma, step.t.device)]
+    asking = [trial for trial in trials if trial.voting.begins(about, len(texts), step.t.device)]
     found: list[dict[Block, Tensor]] = [{} for _ in asking]
 
     def look(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:

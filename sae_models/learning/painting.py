@@ -60,6 +60,13 @@ class Painter(Protocol):
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """What the text encoder makes of texts: [n, d]."""
 
+    def read(self, texts: Sequence[str]) -> None:
+        """Encode what is going to be asked, while no picture is painted: a host may move the model out of the way to
+        make room for the text encoder, and it may only be moved between two pictures.
+
+        Raises SaeError for a prompt that is too long.
+        """
+
     def paint(self, texts: Sequence[str], generator: Generator, kept: Collection[int],
               look: Callable[[Step], None]) -> Any:
         """One batch; `look` is called before the model at each kept step.

@@ -15,19 +15,28 @@ TEXTS = {prompt.text: prompt for prompt in PROMPTS}
 
 @dataclass
 class Noting:
-    """A painter, and each step that it shows: its `predict` notes the texts."""
+    """A painter, and each step that it shows: its `predict` notes the texts, which were read before it painted."""
     painting: Painting = Painting(batch=16, steps=12, steps_kept=8)  # noqa: RUF009
     asked: list = field(default_factory=list)
     painted: list = field(default_factory=list)
+    known: set = field(default_factory=set)
+    paints: bool = False
     t: torch.Tensor = torch.ones(16)  # noqa: RUF009
     sigma = 1.0
 
+    def read(self, texts):
+        assert not self.paints
+        self.known.update(texts)
+
     def paint(self, texts, generator, kept, look):
         self.painted.append(list(texts))
+        self.paints = True
         for _ in kept:
             look(self)
+        self.paints = False
 
     def predict(self, texts, taps):
+        assert self.known.issuperset(texts)
         self.asked.append(list(texts))
         for tap in taps.values():
             tap(torch.randn(len(texts), 9, 4), None)

@@ -21,10 +21,12 @@ class Step:
     t: torch.Tensor
     asked: list
     loud: dict
+    known: set
 
     sigma = SIGMA
 
     def predict(self, texts, taps=None):
+        assert self.known.issuperset(texts)  # read before the picture was begun
         self.asked.append(list(texts))
         out = torch.tensor([self.loud[text] for text in texts])[:, None, None].expand(-1, 3, 2)
         return torch.stack([tap(out, None) for tap in taps.values()]).mean(0) if taps else out
@@ -33,11 +35,15 @@ class Step:
 class Painter:
     def __init__(self, loud, batch):
         self.painting, self.loud, self.asked, self.painted = Painting(batch=batch, steps=8), loud, [], []
+        self.known: set[str] = set()
+
+    def read(self, texts):
+        self.known.update(texts)
 
     def paint(self, texts, generator, kept, look):
         self.painted.append(list(texts))
         for step in kept:
-            look(Step(torch.full((len(texts),), SIGMA - step / 10), self.asked, self.loud))
+            look(Step(torch.full((len(texts),), SIGMA - step / 10), self.asked, self.loud, frozenset(self.known)))
 
 
 def eraser(count=4):

@@ -32,7 +32,7 @@ def erasures(names: tuple[str, ...] = ("cat", "dog"), count: int = len(PLACES), 
 def vote(voting: Voting, strengths: dict[Block, torch.Tensor], sigma: float = 5.0, key: str = "run") -> torch.Tensor:
     """Which rows of the first place may fire after a first call with these activations."""
     rows = len(next(iter(strengths.values())))
-    assert voting.begins(key, rows, sigma, torch.device("cpu"))
+    assert voting.begins(key, rows, torch.device("cpu"))
     voting.count(key, strengths, sigma, look=True)
     return voting.open(key)[PLACES[0]]
 
@@ -86,7 +86,7 @@ def test_who_is_at_too_few_places_or_does_not_say_how_strongly_it_fires_acts_whe
         for one in unknown.values():
             one.edits[0].rows.statistics.means[:] = mean
         assert Voting(unknown).open("run") is None
-    assert not Voting(erasures(count=1)).begins("run", 2, 14.0, torch.device("cpu"))
+    assert not Voting(erasures(count=1)).begins("run", 2, torch.device("cpu"))
     mixed = erasures()
     mixed[PLACES[0]] = Erasure([*mixed[PLACES[0]].edits, edit(("rose",), 9)])
     voting = Voting(mixed)
@@ -95,10 +95,11 @@ def test_who_is_at_too_few_places_or_does_not_say_how_strongly_it_fires_acts_whe
     assert not voting.idle("run")
 
 
-def test_a_run_that_does_not_begin_with_noise_is_not_voted_on():
+def test_pictures_that_are_painted_too_far_are_late():
     voting = Voting(erasures(), noisy=4.0)
-    assert not voting.begins("late", 2, 3.9, torch.device("cpu")) and voting.open("late")[PLACES[0]].all()
-    assert voting.begins("early", 2, 4.0, torch.device("cpu")) and not voting.open("early")[PLACES[0]].any()
+    assert voting.late(3.9) and not voting.late(4.0)
+    with Devices() as devices:
+        assert voting.late(noise_level(devices.put(torch.full((3,), 3.9))))
 
 
 def test_a_later_call_lets_in_and_none_puts_out_and_the_next_run_begins_anew():
@@ -119,7 +120,7 @@ def test_places_that_did_not_run_vote_against():
 def test_where_a_place_has_other_rows_than_the_call_nothing_is_voted_out():
     voting = Voting(erasures())
     strengths = {block: torch.zeros(4 if block is PLACES[2] else 2, 2) for block in PLACES}
-    assert voting.begins("run", 2, 5.0, torch.device("cpu"))
+    assert voting.begins("run", 2, torch.device("cpu"))
     voting.count("run", strengths, 5.0)
     opened = voting.open("run")
     assert all(part.all() for part in opened.values())
@@ -158,13 +159,13 @@ def test_a_gpu_is_waited_for_once_and_finds_the_same(sigma):
     voting, wanted = Voting(erasures()), vote(Voting(erasures()), strengths, sigma)
     with Devices() as devices:
         there, level = devices.put(torch.zeros(3)), noise_level(devices.put(torch.full((3,), sigma)))
-        assert voting.begins("run", 3, level, there.device)
+        assert voting.begins("run", 3, there.device)
         voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level, look=True)
         voting.let_in("run", devices.put(torch.tensor(False)))
         devices.waits.clear()
         voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)
         found = voting.open("run")[PLACES[0]]
-        assert not voting.begins("run", 3, level, there.device) and devices.waits == []
+        assert not voting.begins("run", 3, there.device) and devices.waits == []
         assert found.held.tolist() == wanted.tolist()
 
 
@@ -182,36 +183,15 @@ def test_outside_of_its_window_an_edit_is_silent_and_not_unheard():
 
 def test_where_no_place_ran_nothing_is_let_in():
     voting = Voting(erasures())
-    assert voting.begins("run", 1, 5.0, torch.device("cpu"))
+    assert voting.begins("run", 1, torch.device("cpu"))
     voting.count("run", {}, 5.0, look=True)
     assert voting.idle("run")
-
-
-def test_late_in_a_run_another_kind_of_call_of_the_same_prompts_lets_in_whom_the_look_did():
-    voting = Voting(erasures(), noisy=4.0)
-    vote(voting, fired(*[(2.0, 0.0)] * 6))
-    assert not voting.begins("one of two prompts", 4, 1.0, torch.device("cpu"), lambda: [True, False])
-    assert voting.open("one of two prompts")[PLACES[0]].tolist() == [[True, False]] * 2 + [[True, True]] * 2
-    voting = Voting(erasures(), noisy=4.0)
-    vote(voting, fired(*[(2.0, 0.0)] * 6))
-    assert not voting.begins("a part of a batch", 1, 1.0, torch.device("cpu"), lambda: [True, True])
-    assert voting.open("a part of a batch")[PLACES[0]].tolist() == [[True, True]]
-    voting = Voting(erasures(), noisy=4.0)
-    vote(voting, fired(*[(2.0, 0.0)] * 6))
-    assert not voting.begins("without the negative", 2, 1.0, torch.device("cpu"), lambda: [True])
-    assert voting.open("without the negative")[PLACES[0]].tolist() == [[True, False]] * 2
-    assert not voting.begins("another prompt", 1, 1.0, torch.device("cpu"))
-    assert voting.open("another prompt")[PLACES[0]].tolist() == [[True, True]]
-    voting.forget()
-    assert not voting.begun
-    assert not voting.begins("begins late", 1, 1.0, torch.device("cpu"), lambda: [True])
-    assert voting.open("begins late")[PLACES[0]].tolist() == [[True, True]]
 
 
 def test_votes_counted_on_a_device_are_kept_there():
     voting = Voting(erasures())
     with Devices() as devices:
-        assert voting.begins("run", 1, 5.0, torch.device("cpu"))
+        assert voting.begins("run", 1, torch.device("cpu"))
         strengths = {block: devices.put(part) for block, part in fired(*[(2.0, 0.0)] * 6).items()}
         voting.count("run", strengths, 5.0, look=True)
         assert voting.open("run")[PLACES[0]].held.tolist() == [[True, False]]

@@ -190,8 +190,18 @@ def test_what_is_not_there_is_not_erased_and_costs_no_call(unet, voters):
     assert all(map(torch.equal, outs, plain)) and calls == len(SIGMAS)
     assert made.tally.missed(made.erasures) == "" and made.tally.in_words(
         {block: one.labels() for block, one in made.erasures.items()}) == "dog: in none"
-    late, _ = run_of(unet, patched(unet, [voters], "dog"), SIGMAS[-2:])
-    assert not torch.equal(late[0], plain[-2])  # a run that does not begin with noise is not voted on
+
+
+def test_a_run_that_begins_with_a_picture_is_looked_at_in_noise(unet, voters):
+    plain, _ = run_of(unet, patched(unet, [voters], "rocket"), SIGMAS)
+    for text in ("dog", "cat"):
+        made, levels = patched(unet, [voters], text), []
+        votes = made.voting.votes
+        made.voting.votes = lambda strengths, sigma, votes=votes, levels=levels: (
+            levels.append(sigma), votes(strengths, sigma))[1]
+        outs, calls = run_of(unet, made, SIGMAS[-2:])
+        assert all(map(torch.equal, outs, plain[-2:])) == (text == "dog") and calls == 3
+        assert levels == pytest.approx([14.6146, *SIGMAS[-2:]], rel=1e-4)
 
 
 def test_what_is_there_costs_one_call_and_is_erased_in_all_of_them(unet, saes, voters):

@@ -24,6 +24,7 @@ from sae_models import Actuator, Concept, Erasure, Header, Rows, SaeConfig, SaeE
 from sae_models.adapter import LoadedSae, build_edits
 from sae_models.hashing import short_hash
 from sae_models.table import Table, add
+from sae_models.voting import Voting
 
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
 import comfy.model_sampling  # isort: skip
@@ -152,10 +153,6 @@ def test_erasure_is_that_of_the_core_in_forge(forge, models, options, apply_to):
     assert not same(erased, forge.generate(use_script=False, **options))
 
 
-VOTED = {name: options for name, options in CASES.items() if name not in ("NGMS", "early")}
-"""Without those in which a prompt comes later in a run: that is not voted on."""
-
-
 def forwards(host: Webui) -> list:
     """The batch of every call of the UNet from now on."""
     unet, calls = unet_of(host), []
@@ -169,7 +166,7 @@ def forwards(host: Webui) -> list:
 
 
 @pytest.mark.parametrize("name", ["webui", "patched_forge"])
-@pytest.mark.parametrize("options", VOTED.values(), ids=VOTED)
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_what_is_not_there_is_not_erased_and_what_is_costs_a_call_of_each_kind(request, name, options):
     host = request.getfixturevalue(name)
     calls = forwards(host)
@@ -205,6 +202,19 @@ def test_a_prompt_that_changes_on_the_way_is_erased_wherever_it_fires(request, n
     assert not same(*pictures[True])
 
 
+@pytest.mark.parametrize("name", ["webui", "patched_forge"])
+def test_a_run_that_begins_with_a_picture_is_looked_at_in_noise(request, name):
+    host, late = request.getfixturevalue(name), {"timesteps": (400.0, 200.0)}
+    plain, votes = host.generate(use_script=False, **late), Voting.votes
+    with pytest.MonkeyPatch.context() as patch:
+        levels = []
+        patch.setattr(Voting, "votes", lambda self, strengths, sigma: (
+            levels.append(sigma), votes(self, strengths, sigma))[1])
+        assert same(host.generate(True, VOTERS, "dog", **late), plain)
+        assert max(levels) == levels[0] == pytest.approx(14.6146, rel=1e-4) and levels[-1] < 3
+    assert not same(host.generate(True, VOTERS, "cat", **late), plain) and host.errors == []
+
+
 def test_a_refiner_does_not_let_in_what_is_not_there(webui):
     """It comes late, with a UNet of its own, and reads the same prompt in its own way."""
     options = {"timesteps": (999.0, 400.0, 200.0), "refiner": sd_model(new_unet(seed=5))}
@@ -223,8 +233,8 @@ def test_a_concept_that_is_voted_in_later_is_erased_from_then_on(webui):
     def late(eraser, module, args, kwargs):
         seen = eraser.job.fitted.voting
         if not hasattr(seen, "asked"):
-            seen.asked = seen.begins
-            seen.begins = lambda *asked: (seen.asked(*asked), False)[1]
+            seen.asked = seen.count
+            seen.count = lambda key, strengths, level, look=False: look or seen.asked(key, strengths, level)
         return before(eraser, module, args, kwargs)
     job._before = lambda *args: late(job, *args)
     try:
