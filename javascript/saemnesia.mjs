@@ -83,9 +83,12 @@ function firedIn(root) {
 
 function drawFired(row, fired) {
   const [mark, before] = [fired ? firedMark(fired) : null, row.querySelector(".saemnesia-fired")]
-  if (mark?.textContent === before?.textContent) return
+  const said = mark?.textContent // the host may put it into another language, where it stands
+  if (said === before?.dataset.said) return
   before?.remove()
-  if (mark) row.querySelector("label").append(mark)
+  if (!mark) return
+  mark.dataset.said = said
+  row.querySelector("label").append(mark)
 }
 
 const partsOf = (row) =>

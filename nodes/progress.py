@@ -53,5 +53,6 @@ def say(node: str | None, text: str) -> None:
     if node:
         from server import PromptServer  # a command has no node, and no server
         server = PromptServer.instance
-        server.send_sync(EVENT, {"node": node, "text": text}, server.client_id)
+        if server.client_id is not None:  # nobody would mean every page
+            server.send_sync(EVENT, {"node": node, "text": text}, server.client_id)
 

@@ -119,8 +119,9 @@ def _wire_list(models: Path, sae: Any, listed: Any, refresh: Any, enabled: Any) 
         names = files.names(models)
         left = [name for name in chosen or [] if name in names] or (names if len(names) == 1 else [])
         return gr.update(choices=names, value=left), relist(left)
-    for part in (sae, enabled):
-        part.change(relist, inputs=[sae], outputs=[listed], show_progress=False)
+    for part in (sae, enabled):  # then again, because gradio 3 drops what is changed while it waits for an answer
+        part.change(relist, inputs=[sae], outputs=[listed], show_progress=False).then(
+            relist, inputs=[sae], outputs=[listed], show_progress=False)
     refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
 
 

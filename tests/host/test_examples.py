@@ -69,8 +69,8 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     page.context.close()
 
 
-@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
-def test_the_blueprint_is_one_node_with_what_an_artist_sets(browser, comfy, nodes2):
+def blueprint(browser, comfy, nodes2):
+    """A page with the blueprint, added as people add a node, and a loader's id."""
     page = canvas.open_page(browser, comfy, nodes2)
     loader = canvas.add(page, "CheckpointLoaderSimple", 60, 60)
     page.mouse.dblclick(900, 600)  # as people add a node
@@ -79,6 +79,20 @@ def test_the_blueprint_is_one_node_with_what_an_artist_sets(browser, comfy, node
     expect(page.get_by_text("SAEmnesia paint without").first).to_be_visible()
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.some((node) => node.subgraph)")
+    return page, loader
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
+def test_the_blueprint_has_a_box_for_each_text(browser, nodes2):
+    with ComfyHost("--front-end-root", str(NEWEST_FRONTEND)) as running:
+        page, _ = blueprint(browser, running, nodes2)
+        expect(page.locator("textarea").locator("visible=true")).to_have_count(3)  # words, prompt, negative
+        page.context.close()
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
+def test_the_blueprint_is_one_node_with_what_an_artist_sets(browser, comfy, nodes2):
+    page, loader = blueprint(browser, comfy, nodes2)
     page.evaluate("""(loader) => {
         const node = app.graph.nodes.find((candidate) => candidate.subgraph)
         for (const [output, name] of ["model", "clip", "vae"].entries())

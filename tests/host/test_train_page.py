@@ -51,7 +51,8 @@ def page(request, browser, comfy) -> Iterator[Page]:
 
 
 def label(page: Page, name: str):
-    return page.locator(".saemnesia-label, .lg-node label").get_by_text(name, exact=True)
+    return page.locator(f'textarea[aria-label="{name}"][style*="data:image/svg"]').or_(
+        page.locator(".lg-node label").get_by_text(name, exact=True)).first
 
 
 def test_progress_verdict_and_numbers_are_on_the_node(page):

@@ -284,15 +284,17 @@ def test_an_amount_has_a_slider_beside_its_number(page):
 
 def choose_sae(page: Page, *names: str) -> None:
     """In place of those that are chosen."""
-    box = page.locator("#script_txt2img_saemnesia_sae").first
+    box, answered = page.locator("#script_txt2img_saemnesia_sae").first, page.locator(".saemnesia-picker.min")
     if box.locator(".token").count():
         box.locator(".remove-all").click()
         expect(box.locator(".token")).to_have_count(0)
+        expect(answered).to_have_count(0)
     for count, name in enumerate(names, 1):
         box.locator("input").click()
         box.locator("input").fill(name)
         page.locator("ul.options li").filter(has_text=name).first.click()
         expect(box.locator(".token")).to_have_count(count)
+        expect(answered).to_have_count(0)
     box.locator("input").blur()
 
 
@@ -330,11 +332,13 @@ def test_what_was_measured_is_shown_beside_the_tick_and_not_written(page):
 
 
 def test_a_new_file_is_there_after_refresh(page, models):
-    new = models / "sae" / "new.safetensors"
+    new, said = models / "sae" / "new.safetensors", page.locator(".saemnesia-message").first
+    choose_sae(page)
+    expect(said).to_have_text("Choose one of 3 files.")
     shutil.copyfile(models / "sae" / "animals.safetensors", new)
     try:
         page.locator("#script_txt2img_saemnesia_refresh").first.click()
-        page.wait_for_timeout(500)
+        expect(said).to_have_text("Choose one of 4 files.")
         choose_sae(page, "new.safetensors")
         assert "'sae': ['new.safetensors']" in generate(page)
     finally:

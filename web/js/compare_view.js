@@ -9,7 +9,7 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { keepFromCanvas } from "./concept_picker.js" // which so is there first, and its list above the view
 import { followMode } from "./node_look.js"
-import { after, graphs } from "./sae_source.js"
+import { after, afterLoading, keptOf } from "./sae_source.js"
 import { say } from "./words.js"
 
 const COMPARE = "SAEmnesiaCompare"
@@ -167,7 +167,7 @@ class View {
 
   /** All of the view goes into a dialog as large as the window, and back when that is closed. */
   enlarge() {
-    this.dialog ??= element("dialog", { className: "saemnesia-enlarged", onclose: () => this.shrink() })
+    this.dialog ??= element("dialog", { className: "saemnesia-enlarged", onclose: () => this.shrink(), onkeydown })
     this.dialog.append(this.content)
     document.body.append(this.dialog)
     this.large.textContent = say("Close")
@@ -179,6 +179,12 @@ class View {
     this.large.textContent = say("Enlarge")
     this.dialog.remove()
   }
+}
+
+/** No shortcut of the canvas, which may take this one before the browser does. */
+function onkeydown(event) {
+  event.stopPropagation()
+  if (event.key === "Escape") event.currentTarget.close()
 }
 
 // --- in the page ----------------------------------------------------------------------------------------
@@ -202,21 +208,13 @@ function addView(node) {
   after(node, "onExecuted", (output) => isShown(output) && view.show(output))
 }
 
-/** What the page keeps of a node's last run, also when it makes the nodes anew: undo, or another workflow's tab. */
-function keptOf(node) {
-  const root = (app.rootGraph ?? app.graph) === node.graph
-  return app.nodeOutputs?.[root ? String(node.id) : `${node.graph.id}:${node.id}`]
-}
-
 app.registerExtension({
   name: "SAEmnesia.Compare",
   nodeCreated(node) {
     if (node.comfyClass === COMPARE) addView(node)
   },
-  afterConfigureGraph() {
-    for (const node of graphs().flatMap((graph) => graph.nodes)) {
-      const output = views.has(node) && keptOf(node)
-      if (isShown(output)) views.get(node).show(output)
-    }
-  },
+  afterConfigureGraph: () => afterLoading((node) => {
+    const output = views.has(node) && keptOf(node)
+    if (isShown(output)) views.get(node).show(output)
+  }),
 })

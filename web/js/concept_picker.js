@@ -146,7 +146,7 @@ class Picker {
     this.list.addEventListener("input", (event) => this.edit(event.target))
     this.list.addEventListener("change", rememberForUndo)
     this.clear.addEventListener("click", () => this.clearText())
-    this.root.addEventListener("keydown", (event) => this.moveFocus(event) || this.nudge(event))
+    this.root.addEventListener("keydown", (event) => undo(event) || this.moveFocus(event) || this.nudge(event))
     this.root.addEventListener("wheel", (event) => this.nudge(event))
     for (const type of ["pointerleave", "focusout"]) {
       this.list.addEventListener(type, () => requestAnimationFrame(() => this.arrange()))
@@ -413,6 +413,16 @@ function rememberForUndo() {
 }
 
 // --- in the page ----------------------------------------------------------------------------------------
+
+/** The host leaves Ctrl+Z alone while a tick or a slider has the focus, which has nothing of its own to undo. */
+function undo(event) {
+  const key = event.key.toLowerCase()
+  const asked = (event.ctrlKey || event.metaKey) && ["z", "y"].includes(key)
+  if (!asked || !["checkbox", "range"].includes(event.target.type)) return false
+  event.preventDefault()
+  app.extensionManager.command.execute(key === "y" || event.shiftKey ? "Comfy.Redo" : "Comfy.Undo")
+  return true
+}
 
 /** What is done inside the list is not for the canvas or the node under it; shortcuts with Ctrl stay. */
 export function keepFromCanvas(root, list) {

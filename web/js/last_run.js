@@ -5,17 +5,25 @@
  */
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { nodeOf } from "./sae_source.js"
+import { afterLoading, nodeOf } from "./sae_source.js"
 
-const runs = new WeakMap() // node -> { run, concepts: Map of label -> concept }
+const runs = new Map() // workflow and node -> { run, concepts: Map of label -> concept }
 const listeners = []
 
 /** Have `listener(node, concepts)` called when it is known what became of a node's concepts. */
 export const onFired = (listener) => listeners.push(listener)
 
+/** Of a node, also when the page makes it anew. */
+const placeOf = (node) => `${(app.rootGraph ?? app.graph).id} ${node.graph.id} ${node.id}`
+
+function tell(node, concepts) {
+  for (const listener of listeners) listener(node, concepts)
+}
+
 function add(node, { run, concepts }) {
-  if (runs.get(node)?.run !== run) runs.set(node, { run, concepts: new Map() })
-  const known = runs.get(node).concepts
+  const place = placeOf(node)
+  if (runs.get(place)?.run !== run) runs.set(place, { run, concepts: new Map() })
+  const known = runs.get(place).concepts
   for (const { label, ...concept } of concepts) known.set(label, sum({ label, ...concept }, known.get(label)))
   return [...known.values()]
 }
@@ -30,8 +38,11 @@ app.registerExtension({
     api.addEventListener("saemnesia.fired", ({ detail }) => {
       const node = nodeOf(detail.node)
       if (!node) return
-      const concepts = add(node, detail)
-      for (const listener of listeners) listener(node, concepts)
+      tell(node, add(node, detail))
     })
   },
+  afterConfigureGraph: () => afterLoading((node) => {
+    const last = runs.get(placeOf(node))
+    if (last) tell(node, [...last.concepts.values()])
+  }),
 })

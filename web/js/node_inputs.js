@@ -10,23 +10,22 @@ const LABELLED = ["SAEmnesiaTrain", "SAEmnesiaFindConcept", "SAEmnesiaEraseWords
 
 const NOTHING = -4 // takes back what the canvas leaves free below every widget
 
-const BOX = "display: flex; flex-direction: column; width: 100%; height: 100%; background: var(--comfy-input-bg);"
-const LABEL = "flex: none; padding: 2px 2px 0; font: 10px/12px Inter, Arial, sans-serif; " +
-  "color: var(--descrip-text); text-align: left;"
+const LABEL = 14 // pixels
 
-function keepLabel(widget) {
-  const text = widget.element
-  const label = Object.assign(document.createElement("span"), { textContent: widget.label ?? widget.name })
-  label.className = "saemnesia-label"
-  label.setAttribute("style", LABEL)
-  const box = document.createElement("div")
-  box.setAttribute("style", BOX)
-  text.parentElement?.replaceChild(box, text)
-  box.append(label, text)
-  text.style.flex = "1 1 0px"
-  text.style.minHeight = "0px"
-  text.placeholder = ""
-  widget.element = box
+/** The label is painted on the text box's upper border: the box must stay what it is, or no subgraph can show it. */
+function keepLabel({ element: box, label, name }) {
+  box.ariaLabel = label ?? name
+  box.placeholder = ""
+  Object.assign(box.style, { boxSizing: "border-box", borderTop: `${LABEL}px solid transparent`,
+    backgroundImage: `url("data:image/svg+xml,${encodeURIComponent(picture(box.ariaLabel))}")`,
+    backgroundOrigin: "border-box", backgroundRepeat: "no-repeat" })
+}
+
+function picture(words) {
+  const color = getComputedStyle(document.body).getPropertyValue("--descrip-text").trim() || "gray"
+  const text = new XMLSerializer().serializeToString(document.createTextNode(words))
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${40 * words.length}" height="${LABEL}"><text x="4" y="10" ` +
+    `font-family="Inter, Arial, sans-serif" font-size="10" fill="${color}">${text}</text></svg>`
 }
 
 function fold(node) {

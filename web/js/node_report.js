@@ -10,7 +10,7 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { firedLines } from "./concept_fired.js"
 import { onFired } from "./last_run.js"
-import { nodeOf } from "./sae_source.js"
+import { afterLoading, keptOf, nodeOf } from "./sae_source.js"
 import { say } from "./words.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain",
@@ -113,6 +113,10 @@ app.registerExtension({
     listen("execution_interrupted", () => say(STOPPED))
     listen("execution_error", ({ exception_message }) => exception_message.trim())
   },
+  afterConfigureGraph: () => afterLoading((node) => {
+    const kept = reports.has(node) && keptOf(node)
+    if (kept?.text?.length) show(node, kept.text.join("\n"), kept.details?.join("\n"))
+  }),
   nodeCreated(node) {
     if (!REPORTING.includes(node.comfyClass)) return
     addReport(node)

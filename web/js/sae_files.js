@@ -140,5 +140,8 @@ app.registerExtension({
     queueMicrotask(() => tell(node))
   },
   afterConfigureGraph: () => tellAll(),
-  refreshComboInNodes: () => tellAll(true),
+  refreshComboInNodes() {
+    names = null // every list is as the server has it now
+    tellAll(true)
+  },
 })

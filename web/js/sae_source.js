@@ -33,6 +33,15 @@ export function nodeOf(id) {
   return node
 }
 
+/** What the page keeps of a node's last run, also when it makes the nodes anew: undo, or another workflow's tab. */
+export function keptOf(node) {
+  const root = (app.rootGraph ?? app.graph) === node.graph
+  return app.nodeOutputs?.[root ? String(node.id) : `${node.graph.id}:${node.id}`]
+}
+
+/** Call `show(node)` for every node of a workflow that was just loaded, once the page knows its last run again. */
+export const afterLoading = (show) => setTimeout(() => graphs().flatMap((graph) => graph.nodes).forEach(show))
+
 /** The nodes that stand for a subgraph. */
 const hosts = (subgraph) => graphs().flatMap((graph) => graph.nodes.filter((node) => node.subgraph === subgraph))
 
@@ -56,7 +65,14 @@ function origin(graph, link) {
   if (link.originIsIoNode) return first(hosts(graph), (host) => feeder(host, link.origin_slot))
   const node = graph.getNodeById(link.origin_id)
   if (node?.isSubgraphNode?.()) return insideOf(node.subgraph, link.origin_slot)
-  return node?.isVirtualNode ? (feeder(node, 0) ?? node) : node
+  return node?.isVirtualNode ? (behind(node) ?? node) : node
+}
+
+/** What stands behind a node that only passes on: one of another pack may have no input, and say by itself which link
+ *  it stands for. */
+function behind(node) {
+  const link = node.inputs?.length ? null : node.getInputLink?.(0)
+  return link ? origin(node.graph, link) : feeder(node, 0)
 }
 
 function insideOf(subgraph, slot) {
@@ -155,4 +171,8 @@ app.registerExtension({
       tellOfFile(name)
     })
   },
+  afterConfigureGraph: () => afterLoading((node) => {
+    const [name] = (node.comfyClass === WORDS && keptOf(node)?.sae) || []
+    if (name) node.properties[MADE] = name
+  }),
 })
