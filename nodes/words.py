@@ -36,9 +36,10 @@ class EraseWords(io.ComfyNode):
                     "'style', or write it as: Van Gogh (style). An arrow puts something in its place: cat -> dog.")),
                 io.String.Input("told_from", multiline=True, default="", tooltip=(
                     "More things that look like it and must stay, for example: fox, wolf. Common things are thought of "
-                    "without it.")),
+                    "without it. A known word is found anew when something is added here.")),
                 io.Int.Input("pictures", default=32, min=8, max=1000, tooltip=(
-                    "How many pictures are painted to find a word. More are surer.")),
+                    "How many pictures are painted to find a word. More are surer: a known word is then found "
+                    "anew.")),
                 io.Int.Input("side", default=0, min=0, max=4096, step=8, tooltip=(
                     "Width and height of these pictures in pixels. 0: 512 for SD 1.x, 768 for others.")),
                 io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip=(

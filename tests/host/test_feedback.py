@@ -78,8 +78,9 @@ def test_each_node_says_of_its_own_concepts_in_how_many_steps_they_were(page):
     assert kept[0] == kept[1] and "8 steps" not in json.dumps(canvas.saved(page))
     canvas.queue_and_wait(page)  # all of it is in the cache
     expect(mark(page, "cat", 0)).to_have_text("in 8 of 8 steps")
-    page.locator(".saemnesia-picker").first.locator(".saemnesia-row").filter(
-        has=page.locator(".saemnesia-name").get_by_text("noto style", exact=True)).get_by_role("checkbox").press("Space")
+    noto = page.locator(".saemnesia-name").get_by_text("noto style", exact=True)
+    page.locator(".saemnesia-picker").first.locator(".saemnesia-row").filter(has=noto).get_by_role(
+        "checkbox").press("Space")
     page.keyboard.press("Control+z")  # all nodes are made anew
     expect(page.locator(".saemnesia-picker").first.locator("input:checked")).to_have_count(2)
     expect(mark(page, "cat", 0)).to_have_text("in 8 of 8 steps")
