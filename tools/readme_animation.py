@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page, sync_playwright
 
 from tools.comfy_host import COMFY, ComfyHost
+from tools.on_minicanvas import on_minicanvas
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "tests"))
@@ -82,7 +83,7 @@ def main() -> None:
     with ComfyHost(threads=2) as host, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = canvas.open_page(browser, host, nodes2=False)
-        workflow = json.loads((REPO / "example_workflows" / "words.json").read_text("utf-8"))
+        workflow = on_minicanvas(json.loads((REPO / "example_workflows" / "words.json").read_text("utf-8")))
         (node,) = [node["id"] for node in workflow["nodes"] if node["type"] == "SAEmnesiaEraseWords"]
         canvas.load(page, workflow)
         page.evaluate(LOOK)

@@ -13,6 +13,7 @@ import widget_helpers as canvas
 from playwright.sync_api import expect
 
 from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
+from tools.on_minicanvas import on_minicanvas
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "example_workflows"
@@ -46,6 +47,7 @@ def example(request):
 def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     page = canvas.open_page(browser, comfy, nodes2=example == "words")
     workflow = json.loads((EXAMPLES / f"{example}.json").read_text("utf-8"))
+    workflow = on_minicanvas(workflow) if example == "words" else workflow
     canvas.load(page, workflow)
     kept = {node["id"]: node.get("widgets_values") for node in canvas.saved(page)["nodes"]}
     for node in workflow["nodes"]:
