@@ -7,6 +7,7 @@ word's values); where it does not, several do, each by an amount that is never n
 (Ding, Li and Jordan 2010).
 """
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from .maps import Maps
 
 MOST_TOKENS = 20_000
 """Tokens that directions are found from, and that neurons learn from together."""
+UNIT_MAPS = 64
+"""Maps that say how large a place's numbers are."""
 ROUNDS = 60
 STEPS, WARM, BATCH = 400, 40, 768
 """Of learning together: steps, the first of them in which the rate rises, tokens of each of two kinds."""
@@ -35,21 +38,34 @@ def initialise_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], 
     W_dec are the directions of the difference that the concept makes; W_enc and the biases predict, from a token alone,
     how far the token lies along them where the concept is said, and `-margin` where it is not.
     """
-    device, d_in = sae.b_dec.device, sae.config.d_in
+    device, d_in, unit = sae.b_dec.device, sae.config.d_in, _unit(maps, len(latents))
     parts = [maps.pick(index) for index in torch.arange(len(maps)).split(256)]
     rows = torch.stack([_directions(maps, concept, len(own), device) for concept, own in enumerate(latents)])
     gram = torch.zeros(d_in + 1, d_in + 1, device=device)
     target = torch.zeros(len(rows), d_in + 1, rows.shape[1], device=device)
-    for part in (part.to(device) for part in parts):
+    for part in (_in_unit(part, unit, device) for part in parts):
         x = _with_one(part)
         gram += x.T @ x
         target += torch.einsum("td,tcn->cdn", x, _wanted_logits(part, rows, weights))
     for concept, own in enumerate(latents):
-        known = gram - _unknown_gram(maps, concept, device)
+        known = gram - _unknown_gram(maps, concept, unit, device)
         known.diagonal().add_(ridge * known.diagonal().mean())
         solved = torch.linalg.solve(known, target[concept]).T
         for latent, row, direction in zip(own, solved, rows[concept], strict=True):
-            sae.put(latent, row[:-1], row[-1] + row[:-1] @ sae.b_dec, direction)
+            sae.put(latent, row[:-1], unit * row[-1] + row[:-1] @ sae.b_dec, direction)
+
+
+def _unit(maps: Maps, concepts: int) -> float:
+    """How long what the concepts add to a token is, and at most 1: at a place whose numbers are small the margin would
+    silence every neuron for good, and the ridge hide the tokens."""
+    own = maps.pick((maps.unsaid < concepts).nonzero()[:UNIT_MAPS, 0])
+    size = (own.tokens.float() - own.without.float()).square().sum(2).mean().sqrt()
+    return min(1.0, float(size)) or 1.0
+
+
+def _in_unit(maps: Maps, unit: float, device: torch.device) -> Maps:
+    there = maps.to(device)
+    return replace(there, tokens=there.tokens / unit, without=there.without / unit) if unit < 1 else there
 
 
 @torch.no_grad()
@@ -214,7 +230,8 @@ def _along(difference: Tensor, rows: Tensor) -> Tensor:
     return shares(difference.flatten(0, 1), rows).view(*difference.shape[:2], len(rows))
 
 
-def _unknown_gram(maps: Maps, concept: int, device: torch.device) -> Tensor:
+def _unknown_gram(maps: Maps, concept: int, unit: float, device: torch.device) -> Tensor:
     """The part of the Gram matrix that maps contribute in which the concept's share is not known."""
-    x = [_with_one(maps.pick(index).to(device)) for index in maps.left()[:, concept].nonzero()[:, 0].split(256)]
+    chosen = maps.left()[:, concept].nonzero()[:, 0].split(256)
+    x = [_with_one(_in_unit(maps.pick(index), unit, device)) for index in chosen]
     return sum(part.T @ part for part in x) if x else torch.zeros(())

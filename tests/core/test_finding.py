@@ -1,4 +1,6 @@
 """Finding a concept, on tokens made from known directions."""
+from dataclasses import replace
+
 import pytest
 import torch
 from made_maps import CONCEPTS, D_IN, SUBJECTS, directions, make_maps
@@ -19,9 +21,15 @@ def learned():
     return run
 
 
-def test_its_own_neuron_carries_the_concept_and_is_silent_elsewhere():
-    found = own_neurons(make_maps(1), SUBJECTS[:2], Weights(push=0.0))
-    rows, maps = found.rows, make_maps(2).to("cpu")
+def scaled(seed: int, size: float) -> Maps:
+    maps = make_maps(seed)
+    return replace(maps, tokens=maps.tokens * size, without=maps.without * size)
+
+
+@pytest.mark.parametrize("size", [1.0, 1 / 32, 1 / 128, 16.0])
+def test_its_own_neuron_carries_the_concept_and_is_silent_elsewhere_whatever_a_places_numbers(size):
+    found = own_neurons(scaled(1, size), SUBJECTS[:2], Weights(push=0.0))
+    rows, maps = found.rows, scaled(2, size).to("cpu")
     assert [c.name for c in found.concepts] == ["cat", "dog"]
     assert float((rows.W_dec * directions()[:2]).sum(1).min()) > 0.95
     shown = maps.unsaid == 0
