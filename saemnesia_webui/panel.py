@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.context import Context
 
 from sae_models import Concept, SaeError, parse
 from sae_models.adapter import LoadedSae
@@ -123,6 +124,11 @@ def _wire_list(models: Path, sae: Any, listed: Any, refresh: Any, enabled: Any) 
         part.change(relist, inputs=[sae], outputs=[listed], show_progress=False).then(
             relist, inputs=[sae], outputs=[listed], show_progress=False)
     refresh.click(reread, inputs=[sae], outputs=[sae, listed], show_progress=False)
+
+    def loaded(chosen: list[str] | None) -> tuple[Any, str]:
+        """A page shows what there was when the host started; what somebody has chosen meanwhile stays."""
+        return (gr.update(choices=files.names(models)), relist(chosen)) if chosen else reread(chosen)
+    Context.root_block.load(loaded, inputs=[sae], outputs=[sae, listed], show_progress=False)
 
 
 def _wire_search(finder: Finder, search: Search, inputs: list[Any], outputs: list[Any]) -> None:

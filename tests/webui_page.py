@@ -59,12 +59,21 @@ def send(button: gr.Button, fields: list, names: list, others: list) -> None:
 def main(models: Path, port: str) -> None:
     torch.manual_seed(0)
     host = Webui(models, sd_model(random_unet(UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2})))
-    with host.installed(), gr.Blocks() as page:
-        tabs, sent = [], []
+    with host.installed():
+        tabs, sent, interfaces = [], [], []
         for tab in ("txt2img", "txt2img", "img2img"):  # the hosts call it more than once
             host.script.elem_id = lambda item, tab=tab: f"script_{tab}_saemnesia_{item}"
-            tabs.append(host.script.ui(tab == "img2img"))
+            with gr.Blocks() as interface:
+                tabs.append(host.script.ui(tab == "img2img"))
+            interfaces.append(interface)
             sent.append((host.script.infotext_fields, host.script.paste_field_names))
+        put_together(host, interfaces, tabs, sent, port)
+
+
+def put_together(host: Webui, interfaces: list, tabs: list, sent: list, port: str) -> None:
+    with gr.Blocks() as page:
+        for interface in interfaces:  # as the hosts put their tabs together
+            interface.render()
         fields = [[type(part).__name__, read({})] for part, read in host.script.infotext_fields]
         paste, result = gr.Button("Paste"), gr.Textbox(label="Result")
         send(gr.Button("Send to img2img"), *sent[0], sent[-1][0])

@@ -345,6 +345,21 @@ def test_a_new_file_is_there_after_refresh(page, models):
         new.unlink()
 
 
+def test_a_new_file_is_there_when_the_page_is_loaded_again(browser, models, served):
+    new = models / "sae" / "newer.safetensors"
+    shutil.copyfile(models / "sae" / "animals.safetensors", new)
+    try:
+        again = browser.new_page()
+        again.goto(f"{served.url}/page/")
+        again.locator(".saemnesia-panel").first.locator(".label-wrap").first.click(timeout=60_000)
+        again.locator("#script_txt2img_saemnesia_sae input").first.click()
+        expect(again.get_by_role("option", name="newer.safetensors").or_(
+            again.locator("li", has_text="newer.safetensors")).first).to_be_visible()
+        again.close()
+    finally:
+        new.unlink()
+
+
 def panel(page: Page, name: str):
     return page.locator(f"#script_txt2img_saemnesia_{name}").first
 
