@@ -95,12 +95,12 @@ class SaeEdits:
 
 @dataclass
 class _Call:
-    """One model call: its noise level, which of its rows are conditional (None: all, or it does not matter), which rows
-    of each place's edits may fire (None: all); looks: nothing is edited. Filled place by place: which rows of its edits
-    fired, and how strongly."""
+    """One model call: its noise level, which of its rows are conditional (None: all, or it does not matter), how much
+    of its threshold each row of each place's edits has to pass (None: all); looks: nothing is edited. Filled place by
+    place: which rows of its edits fired, and how strongly."""
     sigma: float | NoiseLevel
     conditional: torch.Tensor | None
-    may: dict[Block, torch.Tensor] | None = None
+    needed: dict[Block, torch.Tensor] | None = None
     looks: bool = False
     fired: dict[Block, torch.Tensor] = field(default_factory=dict)
     strengths: dict[Block, torch.Tensor] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class Patch:
         call, key = _Call(noise_level(t), rows), _alike(x, options)
         out = self._looked(call, key, x, t, run)
         if out is None:
-            call.may = self.voting.open(key)
+            call.needed = self.voting.open(key)
             out = run(call, x, t)
             if call.strengths:
                 self.voting.count(key, call.strengths, call.sigma)
@@ -263,10 +263,10 @@ class Patch:
         if call.looks:
             call.strengths[block] = erasure.strengths(output, call.sigma, x_in)
             return output
-        may = rows_of(call.may, block, output)
-        erased = erasure(output, call.sigma, call.conditional, x_in, may)
+        needed = rows_of(call.needed, block, output)
+        erased = erasure(output, call.sigma, call.conditional, x_in, needed)
         call.fired[block] = call.fired[block] | erased.fired if block in call.fired else erased.fired
-        if may is not None:
+        if needed is not None:
             call.strengths[block] = erased.strengths
         return erased.out
 

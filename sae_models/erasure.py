@@ -191,20 +191,23 @@ class Erasure:
         return [label for edit in self.edits for label in edit.labels]
 
     def __call__(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
-                 x_in: Tensor | None = None, may: Tensor | None = None) -> Erased:
+                 x_in: Tensor | None = None, needed: Tensor | None = None) -> Erased:
         """Edit a map [B, d_in, H, W], or tokens [B, N, d_in]. x itself is left as it is.
 
         sigma: noise level of this call; conditional: bool [B], None when all rows are; x_in: the block's input, for
-        a residual SAE; may: bool [B, F], which rows of the edits may fire in which rows of x, None when all may.
+        a residual SAE; needed: [B, F], how much of its threshold each row of the edits has to pass to fire in each row
+        of x, infinitely much where it may not; None: all of it.
         """
         rows = sum(len(edit.names) for edit in self.edits)
         if not any(_may_act(edit, sigma) for edit in self.edits):
-            silent = None if may is None else x.new_zeros(len(x), rows)
+            silent = None if needed is None else x.new_zeros(len(x), rows)
             return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device), silent)
-        acts, strengths = self.activations(x, sigma, conditional, x_in), None
-        if may is not None:
+        found, strengths = self._found(x, sigma, conditional, x_in), None
+        acts = [_above(z, threshold) for z, threshold in found]
+        if needed is not None:
             strengths, sizes = _over_the_map(acts), [len(edit.names) for edit in self.edits]
-            acts = [z * part.to(z)[:, :, None] for z, part in zip(acts, may.split(sizes, 1), strict=True)]
+            acts = [_above(z, threshold * part.to(threshold)[:, :, None])
+                    for (z, threshold), part in zip(found, needed.split(sizes, 1), strict=True)]
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired, strengths)
@@ -218,19 +221,22 @@ class Erasure:
     def activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
                     x_in: Tensor | None = None, always: bool = False) -> list[Tensor]:
         """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act; always: it acts."""
+        return [_above(z, threshold) for z, threshold in self._found(x, sigma, conditional, x_in, always)]
+
+    def _found(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None, x_in: Tensor | None,
+               always: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """For every edit what its rows find in each token [B, F, N], and their thresholds [F, 1]."""
         columns = _columns(x) - _columns(x_in) if self.residual else _columns(x)
-        acts = []
+        found = []
         for edit, placed in zip(self.edits, self._on(x), strict=True):
             if not always and not _may_act(edit, sigma):
-                acts.append(x.new_zeros(len(x), len(placed.bias), columns.shape[2]))
+                found.append((x.new_zeros(len(x), len(placed.bias), columns.shape[2]), x.new_zeros(1, 1)))
                 continue
-            threshold = _threshold(edit, placed, sigma, always).clamp_min(0).to(x)
             z = _pre_activations(columns, placed, x.ndim == 3)
-            z = torch.where(z > threshold[:, None], z, 0)
             if edit.conditional_only and conditional is not None:
                 z = z * conditional.to(z)[:, None, None]
-            acts.append(z)
-        return acts
+            found.append((z, _threshold(edit, placed, sigma, always).clamp_min(0).to(x)[:, None]))
+        return found
 
     def _edited(self, x: Tensor, acts: list[Tensor], sigma: float) -> Tensor:
         """x as columns [B, d_in, N] with every edit done."""
@@ -298,6 +304,10 @@ def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel, always: b
     if isinstance(sigma, NoiseLevel) and not always:
         return sigma.threshold(edit, placed.thresholds)
     return at(edit.rows.statistics, placed.thresholds, sigma)
+
+
+def _above(z: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(z > threshold, z, 0)
 
 
 def _over_the_map(acts: Sequence[Tensor]) -> Tensor:

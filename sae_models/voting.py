@@ -9,12 +9,15 @@ look, unedited, and each concept's places vote:
 
 By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. The
 bar is a concept's own where its file has one, found from prompts that people wrote (`learning/effects`), or `BAR`.
-A concept that is voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there
-are many of them, and a picture that is half painted makes single places louder. That is also why a run which begins
-with a picture, or a prompt that comes late in one, is looked at in noise, as if it were painted from the beginning.
+A concept that is voted in is erased wherever its neurons are above zero: what their thresholds tell, whether it is
+there at all, is known by then, and they would leave what it adds to a prompt that names it after another. One that is
+voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there are many of them,
+and a picture that is half painted makes single places louder. That is also why a run which begins with a picture, or a
+prompt that comes late in one, is looked at in noise, as if it were painted from the beginning.
 Concepts at fewer than `QUORUM` places, and those of files that do not say how strongly they fire, are not voted on:
 they act wherever they fire.
 """
+import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -30,6 +33,8 @@ QUORUM = 3
 BAR, LATER = 0.35, 0.6
 """The vote from which on a concept is there: in the look at a run's beginning, unless its file says another; in each
 call after that."""
+VOTED_IN, UNASKED, OUT = 0.0, 1.0, math.inf
+"""How much of its threshold a concept's row has to pass."""
 NOISY = 0.25
 """A call's pictures are noise within that share of sampling."""
 
@@ -78,9 +83,9 @@ class Voting:
         whose rows mean the same."""
         if self.met(key):
             return False
-        may = torch.zeros((rows, self.size[1]), dtype=torch.bool, device=device)
-        may[:, -1] = True
-        self._open[key] = may
+        needed = torch.full((rows, self.size[1]), OUT, device=device)
+        needed[:, -1] = UNASKED
+        self._open[key] = needed
         return True
 
     def late(self, sigma: float | NoiseLevel) -> bool:
@@ -98,14 +103,19 @@ class Voting:
         if all(len(rows) == len(self._open[key]) for rows in strengths.values()):
             votes = self.votes(strengths, sigma)
             bars = self._on(votes.device)[3]
-            self.let_in(key, votes >= (bars if look else bars.clamp_min(LATER)))
+            heard = votes >= (bars if look else bars.clamp_min(LATER))
+            heard[:, -1] = False  # of those nobody is asked about
+            self._need(key, torch.where(heard, VOTED_IN, OUT))
         else:
             self.let_in(key, True)
 
     def let_in(self, key: Hashable, whom: Tensor | bool) -> None:
-        """whom: bool [B, concepts], or [] for all or none."""
-        there = self._open[key]
-        self._open[key] = (there.to(whom.device) if isinstance(whom, Tensor) else there) | whom
+        """Without a vote; whom: all or none."""
+        whom = torch.as_tensor(whom, device=self._open[key].device)
+        self._need(key, torch.where(whom, UNASKED, OUT))
+
+    def _need(self, key: Hashable, needed: Tensor) -> None:
+        self._open[key] = torch.minimum(self._open[key].to(needed.device), needed)
 
     def votes(self, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel) -> Tensor:
         """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place
@@ -118,7 +128,8 @@ class Voting:
         return (fired / usual.clamp_min(1e-6)).clamp(0, 1).pow(1 / 3).sum(1) / heard
 
     def open(self, key: Hashable) -> dict[Block, Tensor] | None:
-        """{place: which rows of its edits may fire in which rows of such a call, [B, F]}; None where all may."""
+        """{place: how much of its threshold each row of its edits has to pass in each row of such a call, [B, F]}; None
+        where it is all of it."""
         if self.size[1] == 1:
             return None
         cells = self._on(self._open[key].device)[0]
@@ -127,8 +138,8 @@ class Voting:
 
     def idle(self, key: Hashable) -> bool:
         """Whether no concept is there, so that the look's own outcome is the call's; waits for a GPU."""
-        votes = self._open[key]
-        return not bool((votes if self._unasked else votes[:, :-1]).any())
+        needed = self._open[key]
+        return not bool((needed if self._unasked else needed[:, :-1]).lt(OUT).any())
 
     def _by_owner(self, rows: Tensor, cells: Tensor) -> Tensor:
         """Sums of rows [B, all F] over a concept's rows at each place: [B, places, concepts]."""
@@ -149,7 +160,7 @@ def noise(shape: Sequence[int]) -> Tensor:
 
 
 def rows_of(opened: Mapping[Block, Tensor] | None, block: Block, output: Tensor) -> Tensor | None:
-    """What of `Voting.open` is for a place that puts out so many rows; None where all may fire."""
+    """What of `Voting.open` is for a place that puts out so many rows."""
     rows = opened and opened[block]
     return rows if rows is not None and len(rows) == len(output) else None
 

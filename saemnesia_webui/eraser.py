@@ -182,12 +182,12 @@ class Eraser:
             job.fitted.voting.let_in(self._key, changed)
 
     def _editing(self, job: Job, sigma: float | NoiseLevel, conditional: Tensor | None) -> taps.Editing:
-        may = job.fitted.voting.open(self._key)
+        needed = job.fitted.voting.open(self._key)
 
         def edit(block: Block, output: Tensor, x_in: Tensor | None = None) -> Tensor:
             other = conditional is not None and len(conditional) != len(output)
             job.mixed |= other
-            mine = rows_of(may, block, output)
+            mine = rows_of(needed, block, output)
             with taps.full_precision(output.device):
                 erased = job.fitted.erasures[block](output, sigma, None if other else conditional, x_in, mine)
             if mine is not None:

@@ -205,7 +205,7 @@ class Scores:
         """A method's figures over all seeds, at the strength that did best with the first; spread: the standard
         deviation over seeds of the mean of UA, IRA, CRA and in-scene."""
         method, groups = METHODS[name], tasks()
-        tuned_on = [groups["objects"][0], groups["styles"][1]]
+        tuned_on = [groups["objects"][0], groups["styles"][0]]
         tried = STRENGTHS if method.chooses else STRENGTHS[:1]
         best = max(tried, key=lambda s: quality(self.mean(seeds[0], name, s, tuned_on))) if method.chooses else tried[0]
         by_seed = {group: [self.mean(seed, name, best, of) for seed in seeds] for group, of in groups.items()}

@@ -147,7 +147,8 @@ class Studio:
         """(places, neurons a place, strength, the model with the concept erased so)."""
         for places, headers in self.headers().items():
             for n in NEURONS if len(headers) > 1 else NEURONS[:1]:
-                own = [self.host.search.finding.own_neurons(maps[h.hookpoint], what.wanted, self.host.search.WEIGHTS, n)
+                weights = self.host.search.weights_of(len(headers))
+                own = [self.host.search.finding.own_neurons(maps[h.hookpoint], what.wanted, weights, n)
                        for h in headers]
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / "found.safetensors"

@@ -112,14 +112,14 @@ class _Trial:
             found[block] = self.eraser[block].strengths(output, sigma, x_in)
 
     def predict(self, step: Step, texts: Sequence[str], about: str) -> Tensor:
-        may, found = self.voting.open(about), {}
+        needed, found = self.voting.open(about), {}
 
         def edit(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
-            erased = self.eraser[block](output, step.sigma, None, x_in, may and may[block])
+            erased = self.eraser[block](output, step.sigma, None, x_in, needed and needed[block])
             found[block] = erased.strengths
             return erased.out
         out = step.predict(texts, {block: partial(edit, block) for block in self.eraser})
-        if may:
+        if needed:
             self.voting.count(about, found, step.sigma)
         return out
 

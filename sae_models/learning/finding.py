@@ -36,7 +36,7 @@ def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weig
     latents = [list(range(i * n, (i + 1) * n)) for i in range(len(subjects))]
     initialise_concepts(sae, maps, latents, weights)
     for i, own in enumerate(latents):
-        learn_together(sae, maps, i, own, weights.push)
+        learn_together(sae, maps, i, own, weights)
     owners = [i for i in range(len(subjects)) for _ in range(n)]
     statistics = _above_a_share(scoring.measure(sae, maps, list(range(count)), owners))
     parts = (part.detach().cpu() for part in (sae.encoder.weight, sae.encoder.bias, sae.W_dec))

@@ -26,8 +26,6 @@ STEPS, WARM, BATCH = 400, 40, 768
 RATE = 0.3
 """Adam's learning rate times d_in: a step moves every weight by the rate, so what a neuron sees in a token by up to
 d_in times as much; one that is moved too far at once fires no more, and then learns no more."""
-SILENCE = 5.0
-"""How much more it counts where a neuron fires that the concept has no part in."""
 
 
 @torch.no_grad()
@@ -69,10 +67,10 @@ def _in_unit(maps: Maps, unit: float, device: torch.device) -> Maps:
 
 
 @torch.no_grad()
-def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], push: float = 0.0) -> None:
+def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], weights: Weights) -> None:
     """Let the neurons `own` of a concept learn on from where they are: all of them together to carry the difference
-    where it is left out, relu(W_enc x + b) W_dec, and `push` of it beyond; each to be silent where it is not said.
-    Every noise level counts alike, however much the concept adds there."""
+    where it is left out, relu(W_enc x + b) W_dec, and `weights.push` of it beyond; each to be silent where it is not
+    said. Every noise level counts alike, however much the concept adds there."""
     tokens = Tokens(maps, concept, sae.b_dec.device)
     x, without, counts = tokens.shown
     size, whole = (part.square().sum(1).mean().sqrt().clamp_min(1e-6) for part in (x, (x - without) * counts))
@@ -84,7 +82,7 @@ def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], push:
             optimizer.param_groups[0]["lr"] = RATE / x.shape[1] * min((step + 1) / WARM, 1) * (1 - step / STEPS)
             shown, silent = tokens.some(tokens.shown), tokens.some(tokens.silent[step % len(tokens.silent)])
             optimizer.zero_grad()
-            _amiss(rows, shown, silent, size, whole, push).backward()
+            _amiss(rows, shown, silent, size, whole, weights).backward()
             optimizer.step()
     _put(sae, own, rows, size, whole)
 
@@ -124,13 +122,14 @@ class Tokens:
 
 
 def _amiss(rows: Sequence[Tensor], shown: Sequence[Tensor], silent: Sequence[Tensor], size: Tensor, whole: Tensor,
-           push: float) -> Tensor:
+           weights: Weights) -> Tensor:
     """What a concept's neurons leave of the difference, and where else they fire."""
     said, without, counts = shown
     other, others_count = silent
-    left = _fired(rows, said / size) @ rows[-1] - (1 + push) * (said - without) / whole
+    left = _fired(rows, said / size) @ rows[-1] - (1 + weights.push) * (said - without) / whole
     loud = _fired(rows, other / size) * rows[-1].norm(dim=1)
-    return (left * counts).square().sum(1).mean() + SILENCE * (loud * others_count).square().sum(1).mean()
+    carry, silence = ((part * count).square().sum(1).mean() for part, count in ((left, counts), (loud, others_count)))
+    return weights.carry * carry + weights.silence * silence
 
 
 def _in_units(sae: Sae, own: Sequence[int], size: Tensor, whole: Tensor) -> list[Tensor]:

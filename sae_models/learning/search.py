@@ -4,6 +4,7 @@ The host gives a `Painter`; all else is the same in every host.
 """
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..errors import SaeError
 from ..formats import Header
 from ..storage import check_writable
 from ..table import Table
+from ..voting import QUORUM
 from . import effects, finding
 from .collect import Collector
 from .lesson import Lesson, Search
@@ -28,9 +30,11 @@ TOKENS, MEMORY = 128, 4 * 2**30
 than so many bytes: SDXL has 70 places."""
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
-WEIGHTS = Weights(push=0.2)
+ALONE = Weights(push=0.2, silence=5.0)
 """A little more than what the words add: what is left of a thing shows more than what is missing beside it, and not
-all of it can be told from a token alone."""
+all of it can be told from a token alone. And to be silent elsewhere counts more than to carry all of it."""
+TOGETHER = replace(ALONE, silence=0.2)
+"""Of places that vote: where nothing of the concept is said, they say so, and each may carry all that it can."""
 ROOM = 2 * 2**30
 """Bytes that fitting a place takes at most: SDXL's tokens have 1280 numbers."""
 log = logging.getLogger("saemnesia")
@@ -107,23 +111,28 @@ def own_tables(painter: Painter, maps: Sequence[Maps], what: Search, numbers: Se
     """{neurons a concept and place: every place's rows}, fitted to the maps."""
     device = painter.make_room(ROOM)
     device = device if device.type == "cuda" else torch.device("cpu")
+    weights = weights_of(len(maps))
     tables: dict[int, list[Table]] = {n: [] for n in numbers}
     with torch.inference_mode(False), torch.no_grad():
         for part in maps:
             for n in numbers:
                 painter.check_stopped()
-                tables[n].append(_fitted(part, what, n, device))
+                tables[n].append(_fitted(part, what, weights, n, device))
     return tables
 
 
-def _fitted(maps: Maps, what: Search, n: int, device: torch.device) -> Table:
+def weights_of(places: int) -> Weights:
+    return TOGETHER if places >= QUORUM else ALONE
+
+
+def _fitted(maps: Maps, what: Search, weights: Weights, n: int, device: torch.device) -> Table:
     """A place's rows; on the CPU where the device has no room after all, or cannot do it."""
     if device.type != "cpu":
         try:
-            return finding.own_neurons(maps, what.wanted, WEIGHTS, n, device)
+            return finding.own_neurons(maps, what.wanted, weights, n, device)
         except RuntimeError as error:
             log.warning("SAEmnesia: fitting on the CPU, because %s cannot: %s", device, error)
-    return finding.own_neurons(maps, what.wanted, WEIGHTS, n)
+    return finding.own_neurons(maps, what.wanted, weights, n)
 
 
 def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Mapping[int, list[Table]],

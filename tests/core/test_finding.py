@@ -82,7 +82,7 @@ def test_neurons_that_learn_together_carry_what_least_squares_leaves(neurons):
     with torch.no_grad():
         initialise_concepts(sae, only_where(1), [latents], Weights(push=0.0))
         before = left()
-        learn_together(sae, only_where(1), 0, latents)
+        learn_together(sae, only_where(1), 0, latents, Weights(push=0.0, silence=5.0))
         assert left() < 0.6 * before
         assert torch.allclose(sae.W_dec[latents].norm(dim=1), torch.ones(neurons), atol=1e-4)
 

@@ -1,6 +1,9 @@
-"""What finding a word keeps in memory: no more than a machine has, and nothing twice."""
+"""What finding a word keeps in memory: no more than a machine has, nothing twice; and what places learn that vote."""
+from types import SimpleNamespace
+
 import pytest
 import torch
+from made_maps import CONCEPTS, SUBJECTS, directions, make_maps
 
 from sae_models import Header, SaeConfig
 from sae_models.adapter import Block
@@ -8,6 +11,7 @@ from sae_models.learning import search, words
 from sae_models.learning.lesson import Lesson
 from sae_models.learning.maps import Maps
 from sae_models.learning.prompts import parse_subjects
+from sae_models.voting import QUORUM
 
 SD15 = [320] * 5 + [640] * 5 + [1280] * 6
 SDXL = [640] * 10 + [1280] * 60
@@ -54,3 +58,27 @@ def test_the_maps_of_all_chunks_are_held_once():
         assert torch.equal(parts[block].tokens, maps(i).tokens) and torch.equal(parts[block].without, maps(i).without)
         assert parts[block].tokens.untyped_storage().data_ptr() == storage
     assert torch.equal(search._joined(chunks, 3, block).tokens, whole.tokens)  # gone on with after an interrupt
+
+
+def alike(seed: int) -> Maps:
+    """The cat adds a little to some tokens and much to others; a dog adds some of the same."""
+    world, maps = directions(), make_maps(seed)
+    amount = 3 * torch.rand(*maps.tokens.shape[:2], 1, generator=torch.Generator().manual_seed(seed))
+    cat, dog = ((maps.unsaid == i)[:, None, None] for i in (0, 1))
+    tokens = maps.without.float() + (cat * amount + dog * 1.2) * world[-1]
+    without = maps.without.float() + dog * 1.2 * world[-1]
+    labels = torch.nn.functional.one_hot(maps.unsaid, CONCEPTS).bool()
+    return Maps(tokens.half(), without.half(), maps.unsaid, labels, maps.sigmas)
+
+
+def test_places_that_vote_carry_more_of_what_is_hard_to_tell_than_one_alone():
+    painter = SimpleNamespace(make_room=lambda room: torch.device("cpu"), check_stopped=lambda: None)
+    maps = alike(2).to("cpu")
+    shown = maps.unsaid == 0
+
+    def left(places: int) -> float:
+        [table] = search.own_tables(painter, [alike(1)] * places, SimpleNamespace(wanted=SUBJECTS[:1]), [1])[1][:1]
+        z = (maps.tokens[shown] @ table.rows.W_enc.T + table.rows.bias).relu()
+        difference = (maps.tokens - maps.without)[shown]
+        return float((difference - z @ table.rows.W_dec).square().sum() / difference.square().sum())
+    assert left(QUORUM) < 0.7 * left(QUORUM - 1)

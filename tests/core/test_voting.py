@@ -11,7 +11,7 @@ from sae_models.adapter import Block, noise_level
 from sae_models.concepts import Statistics
 from sae_models.erasure import Edit, Erasure
 from sae_models.formats import Rows
-from sae_models.voting import BAR, LATER, QUORUM, Voting, rows_of
+from sae_models.voting import BAR, LATER, OUT, QUORUM, UNASKED, VOTED_IN, Voting, rows_of
 
 LEVELS, D_IN, N = (0.1, 5.0), 8, 6
 PLACES = [Block(f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", False) for i in range(6)]
@@ -34,7 +34,11 @@ def vote(voting: Voting, strengths: dict[Block, torch.Tensor], sigma: float = 5.
     rows = len(next(iter(strengths.values())))
     assert voting.begins(key, rows, torch.device("cpu"))
     voting.count(key, strengths, sigma, look=True)
-    return voting.open(key)[PLACES[0]]
+    return may_fire(voting.open(key)[PLACES[0]])
+
+
+def may_fire(needed: torch.Tensor) -> torch.Tensor:
+    return needed < OUT
 
 
 def fired(*by_place: tuple[float, float]) -> dict[Block, torch.Tensor]:
@@ -74,9 +78,9 @@ def test_a_concept_is_let_in_by_its_own_bar_where_its_file_has_one_and_later_cal
     voting = Voting(own)
     vote(voting, fired(*[(0.0, 0.0)] * 6))
     voting.count("run", votes[True], 5.0)
-    assert voting.open("run")[PLACES[0]].tolist() == [[False, False]]
+    assert may_fire(voting.open("run")[PLACES[0]]).tolist() == [[False, False]]
     voting.count("run", fired(*[(2 * 0.65 ** 3, 2 * 0.65 ** 3)] * 6), 5.0)
-    assert voting.open("run")[PLACES[0]].tolist() == [[True, True]]
+    assert may_fire(voting.open("run")[PLACES[0]]).tolist() == [[True, True]]
 
 
 def test_who_is_at_too_few_places_or_does_not_say_how_strongly_it_fires_acts_wherever_it_does():
@@ -107,7 +111,8 @@ def test_a_later_call_lets_in_and_none_puts_out_and_the_next_run_begins_anew():
     assert vote(voting, silent).tolist() == [[False, False]] and voting.idle("run")
     for z, wanted in ((2 * 0.9 * LATER ** 3, False), (2 * 1.1 * LATER ** 3, True), (0.0, True)):
         voting.count("run", fired(*[(z, 0.0)] * 6), 5.0)  # a look would have let all but the last in
-        assert voting.open("run")[PLACES[3]].tolist() == [[wanted, False]] and voting.idle("run") is not wanted
+        assert may_fire(voting.open("run")[PLACES[3]]).tolist() == [[wanted, False]]
+        assert voting.idle("run") is not wanted
     voting.forget()
     assert vote(voting, silent).tolist() == [[False, False]]
 
@@ -123,7 +128,7 @@ def test_where_a_place_has_other_rows_than_the_call_nothing_is_voted_out():
     assert voting.begins("run", 2, torch.device("cpu"))
     voting.count("run", strengths, 5.0)
     opened = voting.open("run")
-    assert all(part.all() for part in opened.values())
+    assert all(part.eq(UNASKED).all() for part in opened.values())
     assert rows_of(opened, PLACES[2], torch.zeros(4, N, D_IN)) is None
     assert rows_of(opened, PLACES[1], torch.zeros(2, N, D_IN)) is opened[PLACES[1]]
     assert rows_of(None, PLACES[1], torch.zeros(2, N, D_IN)) is None
@@ -141,15 +146,37 @@ def test_files_with_other_noise_levels_vote_by_their_own():
 
 def test_what_may_not_fire_changes_nothing_and_its_strength_is_told_all_the_same():
     x, erasure = torch.rand(2, N, D_IN) + 0.5, Erasure([edit(("cat", "dog"), 0)])
-    may = torch.tensor([[False, True], [True, True]])
-    out = erasure(x, 5.0, may=may)
+    needed = torch.tensor([[OUT, UNASKED], [UNASKED, UNASKED]])
+    out = erasure(x, 5.0, needed=needed)
     assert torch.equal(out.out[1], erasure(x, 5.0).out[1])
     assert torch.equal(out.out[0, :, 0], x[0, :, 0]) and not torch.equal(out.out[0, :, 1], x[0, :, 1])
     assert torch.allclose(out.strengths, x[:, :, :2].mean(1))
-    none = erasure(x, 5.0, may=torch.zeros_like(may))
+    none = erasure(x, 5.0, needed=torch.full_like(needed, OUT))
     assert none.out is x and not none.fired.any()
     late = Erasure([replace(edit(("cat",), 0), start_sigma=1.0)])
     assert torch.allclose(late.strengths(x, 5.0), x[:, :, :1].mean(1))
+
+
+@pytest.mark.parametrize("needed, left", [(UNASKED, [0.0, 0.4, -1.0]), (VOTED_IN, [0.0, 0.0, -1.0]),
+                                          (OUT, [2.0, 0.4, -1.0])])
+def test_what_is_voted_in_is_erased_below_its_threshold_too_and_counts_as_it_did(needed, left):
+    rows = replace(edit(("cat",), 0).rows, statistics=Statistics(LEVELS, torch.full((1, 2), 0.5), torch.ones(1, 2)))
+    x = torch.zeros(1, 3, D_IN)
+    x[0, :, 0] = torch.tensor([2.0, 0.4, -1.0])
+    erased = Erasure([Edit(("cat",), rows, torch.ones(1))])(x, 5.0, needed=torch.tensor([[needed]]))
+    assert torch.allclose(erased.out[0, :, 0], torch.tensor(left))
+    assert torch.allclose(erased.strengths, torch.tensor([[2 / 3]]))
+
+
+def test_what_nobody_is_asked_about_has_to_pass_its_threshold():
+    made = erasures(("cat",)) | {PLACES[0]: Erasure([edit(("cat", "rose"), 0)])}  # rose is at one place only
+    voting = Voting(made)
+    assert voting.begins("run", 1, torch.device("cpu"))
+    strengths = {block: torch.full((1, len(erasure.labels())), 2.0) for block, erasure in made.items()}
+    voting.count("run", strengths, 5.0, look=True)
+    assert voting.open("run")[PLACES[0]].tolist() == [[VOTED_IN, UNASKED]]
+    voting.let_in("run", True)
+    assert voting.open("run")[PLACES[0]].tolist() == [[VOTED_IN, UNASKED]]
 
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 14.0])
@@ -166,7 +193,7 @@ def test_a_gpu_is_waited_for_once_and_finds_the_same(sigma):
         voting.count("run", {block: devices.put(part) for block, part in strengths.items()}, level)
         found = voting.open("run")[PLACES[0]]
         assert not voting.begins("run", 3, there.device) and devices.waits == []
-        assert found.held.tolist() == wanted.tolist()
+        assert may_fire(found.held).tolist() == wanted.tolist()
 
 
 def test_outside_of_its_window_an_edit_is_silent_and_not_unheard():
@@ -174,11 +201,11 @@ def test_outside_of_its_window_an_edit_is_silent_and_not_unheard():
     made = {block: Erasure([replace(one.edits[0], start_sigma=4.0)]) for block, one in erasures().items()}
     voting = Voting(made)
     vote(voting, fired(*[(2.0, 2.0)] * 6))
-    may, x = voting.open("run"), torch.rand(1, N, D_IN)
-    strengths = {block: erasure(x, 5.0, may=may[block]).strengths for block, erasure in made.items()}
+    needed, x = voting.open("run"), torch.rand(1, N, D_IN)
+    strengths = {block: erasure(x, 5.0, needed=needed[block]).strengths for block, erasure in made.items()}
     assert all(part.tolist() == [[0.0, 0.0]] for part in strengths.values())
     voting.count("run", strengths, 5.0)
-    assert made[PLACES[0]](x, 3.0, may=may[PLACES[0]]).strengths.max() > 0
+    assert made[PLACES[0]](x, 3.0, needed=needed[PLACES[0]]).strengths.max() > 0
 
 
 def test_where_no_place_ran_nothing_is_let_in():
@@ -194,4 +221,4 @@ def test_votes_counted_on_a_device_are_kept_there():
         assert voting.begins("run", 1, torch.device("cpu"))
         strengths = {block: devices.put(part) for block, part in fired(*[(2.0, 0.0)] * 6).items()}
         voting.count("run", strengths, 5.0, look=True)
-        assert voting.open("run")[PLACES[0]].held.tolist() == [[True, False]]
+        assert may_fire(voting.open("run")[PLACES[0]].held).tolist() == [[True, False]]
