@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.context import Context
 
 from sae_models import Concept, SaeError, parse
 from sae_models.adapter import LoadedSae
@@ -128,7 +127,7 @@ def _wire_list(models: Path, sae: Any, listed: Any, refresh: Any, enabled: Any) 
     def loaded(chosen: list[str] | None) -> tuple[Any, str]:
         """A page shows what there was when the host started; what somebody has chosen meanwhile stays."""
         return (gr.update(choices=files.names(models)), relist(chosen)) if chosen else reread(chosen)
-    Context.root_block.load(loaded, inputs=[sae], outputs=[sae, listed], show_progress=False)
+    gr.context.Context.root_block.load(loaded, inputs=[sae], outputs=[sae, listed], show_progress=False)
 
 
 def _wire_search(finder: Finder, search: Search, inputs: list[Any], outputs: list[Any]) -> None:
