@@ -23,7 +23,7 @@ FLOOR = 0.3
 """Of a new neuron's mean where its concept is said: below that it does not fire."""
 
 
-def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(), n: int = 1,  # noqa: B008
+def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(silence=5.0), n: int = 1,  # noqa: B008
                 device: torch.device | str = "cpu") -> Table:
     """`n` new neurons for each of the first subjects; the maps' other concepts are what they are told from. device: to
     compute on; the maps stay where they are.
