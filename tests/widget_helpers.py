@@ -1,4 +1,5 @@
 """ComfyUI's page in a browser: build a graph in it, look at the concept picker, run what is on the canvas."""
+import time
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -114,8 +115,16 @@ def boxes(page: Page) -> dict[str, list[float]]:
 
 
 def is_inside_its_node(one: Locator, page: Page, node: int) -> bool:
-    """Whether an element is seen whole in its node, whichever renderer draws that."""
+    """Whether an element is seen whole in its node, whichever renderer draws that, once the page has laid it out."""
     show_origin(page)
+    end = time.monotonic() + 10
+    while not (inside := _is_inside(one, page, node)) and time.monotonic() < end:
+        page.wait_for_timeout(100)
+    return inside
+
+
+def _is_inside(one: Locator, page: Page, node: int) -> bool:
+    one.wait_for()
     left, top, right, bottom = page.evaluate(BOX, node)
     box = one.bounding_box()
     uncut = one.evaluate("(it) => it.scrollHeight <= it.clientHeight + 1 && it.scrollWidth <= it.clientWidth + 1")

@@ -50,7 +50,8 @@ def ours(file: str = NAME, actuator: str = "ablate", strength: float | None = No
         suffix = "" if strength is None else f":{strength:g}"
         graph["sae"] = node("SAEmnesiaLoadSAE", sae_name=file, hookpoint="")
         graph["erase"] = node("SAEmnesiaErase", model=["checkpoint", 0], sae=["sae", 0], actuator=actuator, start=0.0,
-                              end=1.0, concepts=", ".join(name + suffix for name in task.names), apply_to="both")
+                              end=1.0, concepts=", ".join(name + suffix for name in task.names),
+                              apply_to="conditional only")
         graph["sampler"]["inputs"]["model"] = ["erase", 0]
     return add
 

@@ -82,7 +82,7 @@ def swapping(text: str, file: str = f"{FILE}.safetensors") -> Method:
     def add(graph: Graph, task: Task) -> None:
         graph["sae"] = node("SAEmnesiaLoadSAE", sae_name=file, hookpoint="")
         graph["erase"] = node("SAEmnesiaErase", model=["checkpoint", 0], sae=["sae", 0], actuator="ablate", start=0.0,
-                              end=1.0, concepts=text, apply_to="both")
+                              end=1.0, concepts=text, apply_to="conditional only")
         graph["sampler"]["inputs"]["model"] = ["erase", 0]
     return Method(text, add)
 
