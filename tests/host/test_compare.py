@@ -156,10 +156,11 @@ WATCH = """async () => {
 }"""
 
 
-def shown(page: Page) -> list[str]:
-    """What is to be seen of the pictures, and loaded."""
-    return page.evaluate("""() => [...document.querySelectorAll(".saemnesia-stage img")]
-        .filter((image) => image.checkVisibility() && image.naturalWidth).map((image) => image.alt)""")
+def wait_until_shown(page: Page, *names: str) -> None:
+    """Until these pictures, and no others, are to be seen and loaded."""
+    page.wait_for_function("""names => JSON.stringify([...document.querySelectorAll(".saemnesia-stage img")]
+        .filter((image) => image.checkVisibility() && image.naturalWidth).map((image) => image.alt))
+        === JSON.stringify(names)""", arg=names)
 
 
 def test_a_slider_between_before_and_after_their_difference_and_a_sheet(page):
@@ -170,8 +171,7 @@ def test_a_slider_between_before_and_after_their_difference_and_a_sheet(page):
     assert page.evaluate("() => bar") == [[done, 2 * STEPS] for done in range(1, 2 * STEPS + 1)]
     slider, tools = page.get_by_role("slider", name="How much of the picture"), page.locator(".saemnesia-tools")
     expect(tools.get_by_role("status")).to_contain_text("of the picture has changed.")
-    page.wait_for_function("() => document.querySelector('.saemnesia-before').naturalWidth")
-    assert shown(page) == ["After", "Before"]
+    wait_until_shown(page, "After", "Before")
     box = slider.bounding_box()
     assert box["width"] > 150
     where = page.evaluate("() => app.graph.nodes.map((node) => [...node.pos])")
@@ -185,7 +185,8 @@ def test_a_slider_between_before_and_after_their_difference_and_a_sheet(page):
     clip = page.locator(".saemnesia-before").evaluate("(image) => getComputedStyle(image).clipPath")
     assert slider.input_value() == "0" and clip == "inset(0px 100% 0px 0px)"
     tools.get_by_role("button", name="Difference").click()
-    assert shown(page) == ["Difference"] and not slider.is_visible()
+    wait_until_shown(page, "Difference")
+    assert not slider.is_visible()
     first = page.locator(".saemnesia-difference").get_attribute("src")
     tools.get_by_role("button", name="1 / 2").click()
     assert page.locator(".saemnesia-difference").get_attribute("src") != first
@@ -196,6 +197,7 @@ def test_a_slider_between_before_and_after_their_difference_and_a_sheet(page):
     canvas.set_widget(page, 6, "across", "strengths")
     canvas.queue_and_wait(page)
     page.wait_for_function("() => document.querySelector('.saemnesia-sheet').naturalWidth > 200")
-    assert shown(page) == ["Sheet"] and not slider.is_visible()
+    wait_until_shown(page, "Sheet")
+    assert not slider.is_visible()
     changed = {0: "strengths", len(kept) - 1: "cat"}
     assert canvas.values_of(canvas.saved(page), COMPARE) == [changed.get(i, value) for i, value in enumerate(kept)]

@@ -1,0 +1,141 @@
+"""The pictures of the example workflows, of two help pages and of the web UI's sidebar. Needs `make test`'s packages.
+
+    .host/venv/bin/python -m tools.help_pictures [erase compare map words find train sidebar]
+
+Each example runs as it loads; its picture is what it paints, before and after.
+"""
+import argparse
+import io
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from tools.comfy_host import COMFY, ComfyHost
+from tools.on_minicanvas import on_minicanvas
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "core")]
+
+import widget_helpers as canvas  # noqa: E402
+
+from tests.host import test_webui_page as sidebar_page  # noqa: E402
+
+EXAMPLES = REPO / "example_workflows"
+HELP = REPO / "web" / "docs"
+HALF = 192
+LEAVES = {"find": "found", "train": "my concepts", "words": "minicanvas *"}
+
+
+def square(picture: Image.Image) -> Image.Image:
+    """In the middle of a white square of one half of an example's picture."""
+    picture = picture.convert("RGB")
+    scale = HALF / max(picture.size)
+    picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
+    made = Image.new("RGB", (HALF, HALF), "white")
+    made.paste(picture, ((HALF - picture.width) // 2, (HALF - picture.height) // 2))
+    return made
+
+
+def save_example(name: str, left: Image.Image, right: Image.Image) -> None:
+    made = Image.new("RGB", (2 * HALF, HALF), "white")
+    for x, picture in ((0, left), (HALF + 1, right)):
+        made.paste(square(picture), (x, 0))
+    made.save(EXAMPLES / f"{name}.jpg", quality=90)
+
+
+def seen(one: Locator) -> Image.Image:
+    return Image.open(io.BytesIO(one.screenshot()))
+
+
+def shot(page: Page, *ids: int, margin: int = 8) -> Image.Image:
+    """These nodes as the page draws them."""
+    boxes = [page.evaluate(canvas.BOX, node) for node in ids]
+    left, top = (min(box[side] for box in boxes) - margin for side in (0, 1))
+    right, bottom = (max(box[side] for box in boxes) + margin for side in (2, 3))
+    title = 30
+    clip = {"x": left, "y": top - title, "width": right - left, "height": bottom - top + title}
+    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+
+
+def run(page: Page, name: str) -> list[Image.Image]:
+    """The saved pictures of an example, in the order of its nodes."""
+    for old in (COMFY / "models" / "sae").glob(f"{LEAVES.get(name, '-')}.*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    workflow = json.loads((EXAMPLES / f"{name}.json").read_text("utf-8"))
+    canvas.load(page, on_minicanvas(workflow) if name == "words" else workflow)
+    pictures = [Image.open(io.BytesIO(png)) for png in canvas.queue_and_wait(page, 3600)]
+    page.wait_for_timeout(2000)
+    return pictures
+
+
+def compare(page: Page) -> None:
+    run(page, "compare")
+    before, strengths = page.locator(".saemnesia-stage").all()
+    save_example("compare", seen(before), seen(strengths))
+    shot(page, 6, 7).save(HELP / "SAEmnesiaCompare.jpg", quality=88)
+
+
+def heat_map(page: Page) -> None:
+    pictures = run(page, "map")
+    save_example("map", pictures[1], pictures[-1])
+    shot(page, 10).save(HELP / "SAEmnesiaConceptMap.jpg", quality=88)
+
+
+def before_and_after(name: str) -> Callable[[Page], None]:
+    def make(page: Page) -> None:
+        pictures = run(page, name)
+        save_example(name, *pictures[-2:])
+    return make
+
+
+COMFYUI = {"compare": compare, "map": heat_map} | {name: before_and_after(name)
+                                                   for name in ("erase", "words", "find", "train")}
+
+
+def sidebar(browser: Browser) -> None:
+    """docs/webui.png: the sidebar in the gradio of A1111's successors, around it the stand-in of the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sae").mkdir()
+        shutil.copy(REPO / "benchmarks" / "minicanvas" / "weights" / "concepts.safetensors",
+                    Path(folder) / "sae" / "minicanvas.safetensors")
+        served = sidebar_page.Served("gradio-4", Path(folder))
+        try:
+            served.wait()
+            page = browser.new_page(viewport={"width": 640, "height": 1600})
+            page.goto(f"{served.url}/page/", wait_until="domcontentloaded")
+            panel = page.locator(".saemnesia-panel").first
+            panel.locator(".label-wrap").first.click(timeout=60_000)
+            page.evaluate(sidebar_page.SHIM)
+            page.add_style_tag(url=f"{served.url}/style.css")
+            page.add_script_tag(url=f"{served.url}/javascript/saemnesia.mjs", type="module")
+            sidebar_page.row(page, "cat").get_by_role("checkbox").check()
+            page.wait_for_timeout(2000)
+            panel.screenshot(path=REPO / "docs" / "webui.png")
+        finally:
+            served.process.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", nargs="*", choices=[*COMFYUI, "sidebar", []], default=[*COMFYUI, "sidebar"])
+    which = parser.parse_args().which
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        if set(which) & set(COMFYUI):
+            with ComfyHost(threads=2) as host:
+                page = canvas.open_page(browser, host, nodes2=False)
+                page.set_viewport_size({"width": 2400, "height": 1700})
+                for name in (one for one in which if one in COMFYUI):
+                    COMFYUI[name](page)
+        if "sidebar" in which:
+            sidebar(browser)
+
+
+if __name__ == "__main__":
+    main()
