@@ -55,8 +55,9 @@ class Compare(io.ComfyNode):
                 io.Combo.Input("across", options=[one.value for one in Across], default=Across.AFTER.value, tooltip=(
                     "before and after: one picture as it is and erased. strengths: one for each of 'strengths'. "
                     "concepts: each concept erased alone. actuators: each way of erasing.")),
-                io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
-                    "How it is erased, as in SAEmnesia Erase: ablate switches the concept's neuron off (start here).")),
+                io.Combo.Input("actuator", options=[a.value for a in Actuator], default="amount", tooltip=(
+                    "How it is erased, as in SAEmnesia Erase: amount switches the concept's neuron off, as far as its "
+                    "strength says (start here).")),
                 io.String.Input("strengths", default="0.25, 0.5, 0.75, 1", tooltip=(
                     "For 'strengths' only: a picture for each, in place of the strengths in 'concepts'. 0 changes "
                     "nothing, 1 erases fully; for 'steer' -1 does.")),

@@ -19,10 +19,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io, ui
 
 from ..sae_models import concept_map
-from ..sae_models.adapter import Block, LoadedSae
+from ..sae_models.adapter import Block, LoadedSae, Tap
 from ..sae_models.concept_map import Sight
 from ..sae_models.erasure import Erasure
-from ..sae_models.learning.painting import Tap
 from . import files, patch
 from .taps import tapped
 

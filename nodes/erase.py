@@ -17,10 +17,11 @@ class Erase(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to paint with; only a copy of it is changed."),
                 files.SaeType.Input("sae", tooltip="An SAE trained on this base model."),
-                io.Combo.Input("actuator", options=[a.value for a in Actuator], default="ablate", tooltip=(
-                    "ablate switches the concept's neuron off (start here); steer scales it by a signed strength; "
-                    "replace paints over the places where it fires with what is around them; amount has one scale for "
-                    "all strengths: 0 nothing, 1 gone, about evenly between.")),
+                io.Combo.Input("actuator", options=[a.value for a in Actuator], default="amount", tooltip=(
+                    "amount switches the concept's neuron off, as far as its strength says (start here): 0 nothing, 1 "
+                    "gone, about evenly between; ablate does the same in proportion to what the neuron adds; steer "
+                    "scales it by a signed strength; replace paints over the places where it fires with what is around "
+                    "them.")),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the "
                     "layout.")),
@@ -32,11 +33,11 @@ class Erase(io.ComfyNode):
                     "the papers do.")),
                 io.String.Input("concepts", multiline=True, default="", tooltip=(
                     "What to erase, for example: cat, dog:0.5. A number after a colon is the strength: 1 (or no "
-                    "number) erases fully, 0 changes nothing. For 'steer' it is signed: -1 erases, below -1 pushes "
-                    "further away, above 0 strengthens the concept. For 'amount' it runs from -1 to 2: 0.5 takes half "
-                    "of it away, above 1 pushes further away, below 0 strengthens the concept. An arrow puts another "
-                    "concept of the same SAE in its place: cat -> dog, or cat:0.5 -> dog for half of it; with 'ablate' "
-                    "only.")),
+                    "number) erases fully, 0 changes nothing. For 'amount' it runs from -1 to 2: 0.5 takes half of it "
+                    "away, above 1 pushes further away, below 0 strengthens the concept. For 'steer' it is signed: -1 "
+                    "erases, below -1 pushes further away, above 0 strengthens the concept. An arrow puts another "
+                    "concept of the same SAE in its place: cat -> dog, or cat:0.5 -> dog for half of it; with 'amount' "
+                    "and 'ablate'.")),
             ],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="Paint with it: it does not paint the concepts.")],
         )

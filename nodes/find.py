@@ -124,7 +124,8 @@ def studio(model: Any, clip: Any, what: Search, node: str | None) -> Painter:
     """Paints all the pictures, and shows how far it is."""
     painting, about = what.lesson.painting, understood(what.wanted)
     log.info("SAEmnesia: understood as %s", about)
-    return Painter(untouched(model), clip, painting, Progress(model, what.batches * painting.steps, node, about))
+    progress = Progress(model, what.batches * painting.steps, node, about)
+    return Painter(untouched(model), clip, painting, progress, progress.say)
 
 
 def _best(how: str, sae: LoadedSae, what: Search, n: int) -> Callable[[Sequence[Maps]], dict[int, list[Table]]]:

@@ -8,11 +8,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..sae_models.adapter import Block
+from ..sae_models.adapter import Block, Tap
 from ..sae_models.errors import SaeError
 from ..sae_models.learning.fingerprint import fingerprint as fingerprint_of
 from ..sae_models.learning.fingerprint import some
-from ..sae_models.learning.painting import Painting, Tap
+from ..sae_models.learning.painting import Painting
 from .patch import KEY
 from .taps import tapped
 
@@ -27,11 +27,12 @@ class Encoded:
 @dataclass
 class Painter:
     """Paints with a loaded model; `tick` is called at every sampling step, with the latents as far as they are
-    painted, or with None where the step was done before."""
+    painted, or with None where the step was done before; `say` with what is done between two pictures."""
     model: ModelPatcher
     clip: Any
     painting: Painting
     tick: Callable[[torch.Tensor | None], None] = lambda x0: None
+    say: Callable[[str], None] = lambda doing: None
     _encoded: dict[str, Encoded] = field(default_factory=dict, repr=False)
 
     def paint(self, texts: Sequence[str], generator: torch.Generator, kept: Collection[int],
@@ -72,6 +73,10 @@ class Painter:
 
     def check_stopped(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def going_on(self, doing: str) -> None:
+        self.check_stopped()
+        self.say(doing)
 
     def read(self, texts: Sequence[str]) -> None:
         for text in dict.fromkeys(texts):

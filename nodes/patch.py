@@ -39,7 +39,7 @@ from ..sae_models.concepts import Choice, format_choices
 from ..sae_models.erasure import Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
-from ..sae_models.voting import NOISY, Voting, noise, rows_of
+from ..sae_models.voting import NOISY, Voting, noise, random_state, rows_of
 from . import feedback
 from .family import family_of
 from .said import warn
@@ -171,7 +171,8 @@ class Patch:
         if self.windows != now:
             self.windows = now
             self.erasures = {block: Erasure(here, residual=block.residual) for block, here in by_block(edits).items()}
-            self.voting = Voting(self.erasures, float(sampling.percent_to_sigma(NOISY)), self._owned())
+            self.voting = Voting(self.erasures, owners=self._owned())
+        self.voting.noisy = float(sampling.percent_to_sigma(NOISY))
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, c_concat: Any = None,
                     c_crossattn: Any = None, control: Any = None, transformer_options: dict | None = None,
@@ -191,8 +192,9 @@ class Patch:
                 stack.enter_context(self._during(call))
                 for block, hook in hooks.items():
                     stack.enter_context(hooked(unet.get_submodule(self.paths[block]), hook))
-                return executor(x, t, c_concat, c_crossattn, _copied(control) if call.looks else control, options,
-                                **kwargs)
+                if call.looks:
+                    return executor(x, t, c_concat, c_crossattn, _copied(control), {**options, "sigmas": t}, **kwargs)
+                return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         call, key = _Call(noise_level(t), rows), _alike(x, options)
         out = self._looked(call, key, x, t, run)
         if out is None:
@@ -215,12 +217,12 @@ class Patch:
         if not self.voting.begins(key, len(x), x.device):
             return None
         late = self.voting.late(call.sigma)
-        random, look = torch.get_rng_state(), _Call(self.highest if late else call.sigma, call.conditional, looks=True)
+        back, look = random_state(x.device), _Call(self.highest if late else call.sigma, call.conditional, looks=True)
         seen = (noise(x.shape).to(x) * self.highest, torch.full_like(t, self.highest)) if late else (x, t)
         out = run(look, *seen)
         self.voting.count(key, look.strengths, look.sigma, look=True)
         if late or not self.voting.idle(key):
-            torch.set_rng_state(random)
+            back()
             return None
         call.fired = {block: part.new_zeros(part.shape[1], dtype=torch.bool) for block, part in look.strengths.items()}
         return out

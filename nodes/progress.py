@@ -44,8 +44,11 @@ class Progress:
         self.painting.did(None if x0 is None else now - self.last)
         self.last, painting = now, self.painting
         doing = f"painting to learn from, step {painting.done} of {painting.total}{painting.left()}"
-        say(self.node, f"{self.about}: {doing if painting.done < painting.total else 'learned'}")
+        self.say(doing if painting.done < painting.total else "learned")
         self.bar.update_absolute(painting.done, preview=self.preview(x0))
+
+    def say(self, doing: str) -> None:
+        say(self.node, f"{self.about}: {doing}")
 
 
 def say(node: str | None, text: str) -> None:

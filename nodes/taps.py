@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ..sae_models import hookpoint
-from ..sae_models.adapter import Block, with_attention_patch
-from ..sae_models.learning.painting import Tap
+from ..sae_models.adapter import Block, Tap, with_attention_patch
 from .patch import hooked
 
 

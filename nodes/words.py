@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from ..sae_models.adapter import build_edits, idle
 from ..sae_models.concepts import mentioned, parse
-from ..sae_models.erasure import Actuator
 from ..sae_models.learning import words as wanted
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.search import found
@@ -32,7 +31,8 @@ class EraseWords(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The model's text encoder."),
                 io.String.Input("words", multiline=True, default="", tooltip=(
                     "What shall not be painted, for example: cat, text:0.8, van gogh style. A number after a colon is "
-                    "the strength: 1 (or no number) erases fully, 0 changes nothing. End a style with the word "
+                    "the strength: 1 (or no number) erases fully, 0.5 about half, 0 changes nothing; up to 2 pushes "
+                    "further away, down to -1 strengthens. End a style with the word "
                     "'style', or write it as: Van Gogh (style). An arrow puts something in its place: cat -> dog.")),
                 io.String.Input("told_from", multiline=True, default="", tooltip=(
                     "More things that look like it and must stay, for example: fox, wolf. Common things are thought of "
@@ -63,7 +63,7 @@ class EraseWords(io.ComfyNode):
         sae = files.made(out)
         report = "\n".join(wanted.report(sae, choice.name, seconds) for choice in choices)
         patch.log.info("SAEmnesia: %s", report)
-        edits = build_edits(sae, words, Actuator.ABLATE, conditional_only=True)
+        edits = build_edits(sae, words, wanted.HOW, conditional_only=True)
         node = cls.hidden.unique_id
         erased = patch.erase(model, sae, edits, node=node, idle=idle(sae, words))
         return io.NodeOutput(erased, sae, report, ui={"text": [report], "sae": [out.name]})

@@ -27,6 +27,8 @@ NO_STEP = ("not erased, because none of the {steps} steps of this run lies betwe
 
 
 SHOWN = 3  # places named in a sentence
+Tap = Callable[[Tensor, Tensor | None], Tensor]
+"""tap(a place's output, its block's input or None): what goes on in its place."""
 
 
 class Block(NamedTuple):

@@ -31,15 +31,15 @@ AT_ONCE = 2 ** 22  # distances between tokens that are held at once
 class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 comes with 3.10)
     """What is done where a concept's latent fires with activation z and strength s.
 
-    ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace: the whole token goes to the mean of the
-    nearest tokens where no replaced concept fires, by share s; where every token fires, ablate. amount: s of the
-    concept is gone, as *removed* counts it, s in -1..2: z' = sqrt(1 - s) z, for *removed* counts squares, and beyond
-    0..1 steer by -s.
+    amount: s of the concept is gone, as *removed* counts it, s in -1..2: z' = sqrt(1 - s) z, for *removed* counts
+    squares, and beyond 0..1 steer by -s. ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace:
+    the whole token goes to the mean of the nearest tokens where no replaced concept fires, by share s; where every
+    token fires, ablate.
     """
+    AMOUNT = "amount"
     ABLATE = "ablate"
     STEER = "steer"
     REPLACE = "replace"
-    AMOUNT = "amount"
 
     @property
     def default_strength(self) -> float:
@@ -57,6 +57,17 @@ class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 com
             between = (strengths >= 0) & (strengths <= 1)
             return torch.where(between, (1 - strengths).clamp(0, 1).sqrt() - 1, -strengths)
         return -strengths
+
+    def check(self, label: str, strength: float, swaps: bool = False) -> None:
+        """Raise SaeError for a strength that makes no sense; swaps: another concept is put in this one's place, no more
+        and no less than all of it."""
+        if swaps and self not in (Actuator.AMOUNT, Actuator.ABLATE):
+            raise SaeError(f"'{label}' is done by the actuators amount and ablate, not by {self.value}: choose one of "
+                           f"these, or write '{label.partition(' -> ')[0]}' alone")
+        low, high = (0.0, 1.0) if swaps else self.strengths
+        if not low <= strength <= high:
+            raise SaeError(f"expected a strength of {low:g} to {high:g} for '{label}' with {self.value}, got "
+                           f"{strength:g}")
 
 
 @dataclass(frozen=True)
@@ -80,16 +91,10 @@ class Edit:
     put: Rows | None = None
 
     def __post_init__(self) -> None:
-        low, high = self.actuator.strengths
-        for name, strength in zip(self.names, self.strengths.tolist(), strict=True):
-            if not low <= strength <= high:
-                raise SaeError(f"expected a strength of {low:g} to {high:g} for '{name}' with "
-                               f"{self.actuator.value}, got {strength:g}")
+        for label, strength in zip(self.labels, self.strengths.tolist(), strict=True):
+            self.actuator.check(label, strength, bool(self.into))
         if self.start_sigma < self.end_sigma:
             raise SaeError("expected the window's start before its end")
-        if self.into and self.actuator is not Actuator.ABLATE:
-            raise SaeError(f"'{self.labels[0]}' is done by the actuator ablate, not by {self.actuator.value}: choose "
-                           f"ablate, or write '{self.names[0]}' alone")
         if self.put and not all(rows.statistics.means.sum(0).max() > 0 for rows in (self.rows, self.put)):
             raise SaeError(f"'{self.labels[0]}' cannot be done: the file does not say how strongly they fire (their "
                            f"means are 0), so find both anew")
@@ -164,11 +169,13 @@ class _Put(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """One edit's tensors on the map's device and in its dtype."""
+    """One edit's tensors on the map's device and in its dtype; least [F]: how much of its threshold each row has to
+    pass in any case."""
     W_enc: Tensor
     bias: Tensor
     W_dec: Tensor
     change: Tensor
+    least: Tensor
     thresholds: Tensor
     put: _Put | None
 
@@ -196,7 +203,8 @@ class Erasure:
 
         sigma: noise level of this call; conditional: bool [B], None when all rows are; x_in: the block's input, for
         a residual SAE; needed: [B, F], how much of its threshold each row of the edits has to pass to fire in each row
-        of x, infinitely much where it may not; None: all of it.
+        of x, infinitely much where it may not; None: all of it. What strengthens or replaces has to pass all of it in
+        any case: what is faint is not the concept's alone.
         """
         rows = sum(len(edit.names) for edit in self.edits)
         if not any(_may_act(edit, sigma) for edit in self.edits):
@@ -206,8 +214,8 @@ class Erasure:
         acts = [_above(z, threshold) for z, threshold in found]
         if needed is not None:
             strengths, sizes = _over_the_map(acts), [len(edit.names) for edit in self.edits]
-            acts = [_above(z, threshold * part.to(threshold)[:, :, None])
-                    for (z, threshold), part in zip(found, needed.split(sizes, 1), strict=True)]
+            acts = [_above(z, threshold * part.maximum(placed.least).to(threshold)[:, :, None])
+                    for (z, threshold), part, placed in zip(found, needed.split(sizes, 1), self._on(x), strict=True)]
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired, strengths)
@@ -269,14 +277,19 @@ class Erasure:
         key = (x.device, x.dtype)
         if key not in self._placed:
             rows = [(e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.actuator.change(e.strengths)) for e in self.edits]
-            self._placed[key] = [_Placed(*(t.to(x) for t in own), e.rows.statistics.thresholds.to(x.device),
-                                         _put(e, x.device)) for e, own in zip(self.edits, rows, strict=True)]
+            self._placed[key] = [_Placed(*(t.to(x) for t in own), _least(e, own[-1]).to(x.device),
+                                         e.rows.statistics.thresholds.to(x.device), _put(e, x.device))
+                                 for e, own in zip(self.edits, rows, strict=True)]
         return self._placed[key]
 
 
 def _may_act(edit: Edit, sigma: float | NoiseLevel) -> bool:
     """Whether the edit acts, as far as that is known without waiting for a device."""
     return isinstance(sigma, NoiseLevel) or edit.active(sigma)
+
+
+def _least(edit: Edit, change: Tensor) -> Tensor:
+    return torch.ones_like(change) if edit.actuator is Actuator.REPLACE else change.gt(0).float()
 
 
 def _put(edit: Edit, device: torch.device) -> _Put | None:

@@ -19,7 +19,8 @@ they act wherever they fire.
 """
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -157,6 +158,18 @@ def noise(shape: Sequence[int]) -> Tensor:
     """What is looked at in place of pictures that are painted too far: the same every time, and none of the host's
     random numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def random_state(device: torch.device) -> Callable[[], None]:
+    """What sets the random numbers of the CPU and of a GPU back to where they are now."""
+    states = [(torch.set_rng_state, torch.get_rng_state())]
+    if device.type == "cuda":
+        states.append((partial(torch.cuda.set_rng_state, device=device), torch.cuda.get_rng_state(device)))
+
+    def back() -> None:
+        for put, state in states:
+            put(state)
+    return back
 
 
 def rows_of(opened: Mapping[Block, Tensor] | None, block: Block, output: Tensor) -> Tensor | None:

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sae_models import hookpoint
-from sae_models.adapter import Block
-from sae_models.learning.painting import Tap
+from sae_models.adapter import Block, Tap
 
 from . import taps
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
 from sae_models.erasure import NoiseLevel
-from sae_models.voting import noise, rows_of
+from sae_models.voting import noise, random_state, rows_of
 
 from . import taps
 from .calls import Call
 from .job import Job
-from .model import noise_of_call, unet_of
+from .model import LATENT, noise_of_call, unet_of
 from .rows import Rows
 
 log = logging.getLogger("saemnesia")
@@ -164,14 +164,15 @@ class Eraser:
         strengths, level, levels = {}, self._level, job.fitted.levels
         if voting.late(level):
             level = levels.sigma(levels.timestep_at(0))
-            call = call.at(noise(x.shape).to(x), levels.timestep_at(0), level)
+            shown = torch.cat([noise(x[:, :LATENT].shape).to(x), x[:, LATENT:]], 1)
+            call = call.at(shown, levels.timestep_at(0), level)
 
         def tap(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
             strengths[block] = job.fitted.erasures[block].strengths(output, level, x_in)
             return output
-        random = torch.get_rng_state()
+        back = random_state(x.device)
         call.again({block: partial(tap, block) for block in job.fitted.erasures})
-        torch.set_rng_state(random)
+        back()
         voting.count(self._key, strengths, level, look=True)
 
     def _hear(self, job: Job, context: Tensor | None) -> None:

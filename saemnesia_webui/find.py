@@ -17,6 +17,7 @@ from sae_models.learning import places
 from sae_models.learning import words as wanted
 from sae_models.learning.fingerprint import fingerprint
 from sae_models.learning.painting import Painting
+from sae_models.learning.prompts import understood
 from sae_models.learning.search import found
 
 from . import files, host
@@ -72,21 +73,25 @@ class Found:
 
 @dataclass
 class Progress:
-    """How far a search is, in sampling steps."""
+    """How far a search is, in sampling steps. about: what is looked for, in words."""
     text: str = "waiting for the host's queue"
+    about: str = ""
     steps: int = 0
     done: int = 0
     painted: int = 0
     began: float = 0.0
 
-    def begin(self, steps: int) -> None:
-        self.steps, self.began = steps, time.monotonic()
+    def begin(self, about: str, steps: int) -> None:
+        self.about, self.steps, self.began = about, steps, time.monotonic()
 
     def __call__(self, painted: bool) -> None:
         self.done += 1
         self.painted += painted
         left = (time.monotonic() - self.began) / max(1, self.painted) * (self.steps - self.done)
-        self.say(f"painting to learn from: step {self.done} of {self.steps}, about {in_words(left)} left")
+        self.goes_on(f"painting to learn from, step {self.done} of {self.steps}, about {in_words(left)} left")
+
+    def goes_on(self, doing: str) -> None:
+        self.say(f"{self.about}: {doing}")
 
     def say(self, text: str) -> None:
         self.text = text
@@ -131,7 +136,7 @@ class Finder:
             wanted.file_name(host.checkpoint_name(), fingerprint(original_weights(model))) + ".safetensors")
         missing = wanted.missing(wish.words, wanted.known(out), wish.told_from, wish.pictures)
         if missing:
-            painter = Painter(model, wanted.painting(family, wish.side, wish.cfg), progress)
+            painter = Painter(model, wanted.painting(family, wish.side, wish.cfg), progress, progress.goes_on)
             what = wanted.search(missing, wish.told_from, painter, wish.pictures)
             made_on = PurePath(host.checkpoint_name()).stem
             headers = [replace(header, made_on=made_on) for header in places.headers(unet, family)]
@@ -144,7 +149,7 @@ class Finder:
     def _learn(self, painter: Painter, what: Any, out: Path, headers: list, progress: Progress) -> None:
         painter.read(what.texts)
         host.expect(what.batches)
-        progress.begin(what.batches * painter.painting.steps)
+        progress.begin(understood(what.wanted), what.batches * painter.painting.steps)
         out.parent.mkdir(parents=True, exist_ok=True)
         with self._listening(painter), torch.no_grad():
             found(painter, what, out, headers)

@@ -14,21 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from sae_models import SaeError, concept_map
-from sae_models.adapter import Block, LoadedSae
+from sae_models.adapter import Block, LoadedSae, Tap
 from sae_models.concept_map import Sight
 from sae_models.erasure import Erasure
-from sae_models.learning.painting import Tap
 
 from .calls import Call
 from .job import as_sentence, chosen, paths_in, shared_out
-from .model import NoiseLevels, noise_levels, unet_of
+from .model import LATENT, NoiseLevels, noise_levels, unet_of
 from .rows import Rows
 from .settings import Settings
 
 AT = 0.95
 """How far in sampling it looks, as *Concept Map* does."""
-LATENT = 4
-"""Channels of the picture in what the UNet gets; an inpainting model gets more."""
 ATTRIBUTE = "saemnesia_looking"
 CUT = ("no call of the model saw the whole picture, because another extension or setting cuts it into tiles or "
        "replaces the model: switch that off")

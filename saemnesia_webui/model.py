@@ -10,6 +10,8 @@ from sae_models import SaeError, hookpoint
 from sae_models.adapter import noise_level
 from sae_models.erasure import NoiseLevel
 
+LATENT = 4
+"""Channels of the picture in what the UNet gets; an inpainting model gets more."""
 FAMILIES = {768: "sd15", 1024: "sd20", 2048: "sdxl", 1280: "sdxlrefiner"}
 """Width of the text that a UNet attends to, and the family it belongs to, as SAE files name it."""
 

@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sae_models import SaeError
-from sae_models.adapter import Block
+from sae_models.adapter import Block, Tap
 from sae_models.learning.fingerprint import fingerprint
-from sae_models.learning.painting import Painting, Tap
+from sae_models.learning.painting import Painting
 
 from . import host
 from .calls import Call
@@ -29,10 +29,12 @@ POOLED = 1280
 @dataclass
 class Painter:
     """Paints with the checkpoint that the host has loaded; `tick` is called at every step, also those that are not
-    painted again (False). _device: where the host called the model last."""
+    painted again (False); `say` with what is done between two pictures. _device: where the host called the model
+    last."""
     model: Any
     painting: Painting
     tick: Callable[[bool], None] = lambda painted: None
+    say: Callable[[str], None] = lambda doing: None
     _read: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _visit: "_Visit | None" = None
     _device: torch.device = field(default_factory=host.device)
@@ -88,8 +90,9 @@ class Painter:
     def make_room(self, size: int) -> torch.device:
         return self._device
 
-    def check_stopped(self) -> None:
+    def going_on(self, doing: str) -> None:
         host.check_stopped()
+        self.say(doing)
 
     def evaluation(self, params: Any) -> None:
         """The host is about to evaluate the model: `params` of its `on_cfg_denoiser`."""

@@ -24,7 +24,7 @@ class Settings:
     enabled: bool = False
     sae: str = ""
     concepts: str = ""
-    actuator: str = Actuator.ABLATE.value
+    actuator: str = Actuator.AMOUNT.value
     start: float = 0.0
     end: float = 1.0
     apply_to: str = CONDITIONAL_ONLY

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sae_models import hookpoint
 from sae_models.adapter import Block
 from sae_models.erasure import Edit, Erased, Erasure, _pre_activations, _threshold
-from sae_models.voting import LATER, Voting
+from sae_models.voting import LATER, UNASKED, VOTED_IN, Voting
 
 from . import models  # noqa: F401  (puts ComfyUI on the path)
 from .rivals import EsdSettings, Teacher, teacher
@@ -57,23 +57,27 @@ class Attack:
 
 @dataclass
 class SoftErasure(Erasure):
-    """The same edit with a gate that gradients pass; loud: how far above their thresholds rows were."""
+    """The same edit, of what was voted in, with gates that gradients pass; loud: how far above their thresholds rows
+    were."""
     loud: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
                  x_in: Tensor | None = None) -> Erased:
         """Also where nothing fires, of which a gradient shall hear."""
-        acts = self.activations(x, sigma)
+        acts = self._gated(x, sigma, VOTED_IN)
         return Erased(self._edited(x, acts, sigma).mT, torch.cat([z.detach().amax((0, 2)) for z in acts]).gt(0))
 
     def activations(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
                     x_in: Tensor | None = None, always: bool = False) -> list[Tensor]:
+        return self._gated(x, sigma, UNASKED)
+
+    def _gated(self, x: Tensor, sigma: float, needed: float) -> list[Tensor]:
         acts = []
         for edit, placed in zip(self.edits, self._on(x), strict=True):
             threshold = _threshold(edit, placed, sigma).clamp_min(1e-6).to(x)[:, None]
-            pre = _pre_activations(x.mT, placed, True)
-            gate = ((pre - threshold) / (SOFT * threshold)).sigmoid()
-            acts.append(pre * (pre.gt(threshold) + gate - gate.detach()))
+            above = (pre := _pre_activations(x.mT, placed, True)) - needed * threshold
+            gate = (above / (SOFT * threshold)).sigmoid()
+            acts.append(pre * (above.gt(0) + gate - gate.detach()))
             self.loud.append(((pre - threshold) / threshold).relu().mean())
         return acts
 

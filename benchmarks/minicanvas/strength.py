@@ -59,7 +59,9 @@ def _look(host: Any, pairs: Sequence[tuple[str, str]], erasers: Mapping[Way, Any
 
 
 def _edited(erasure: Any, sigma: float, output: Tensor, x_in: Tensor | None) -> Tensor:
-    return erasure(output, sigma, None, x_in).out
+    """As where the places have voted the concept in."""
+    rows = sum(len(edit.names) for edit in erasure.edits)
+    return erasure(output, sigma, None, x_in, torch.zeros(len(output), rows)).out
 
 
 def uneven(row: Mapping[float, float]) -> float:

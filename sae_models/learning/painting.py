@@ -10,11 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from ..adapter import Block
+from ..adapter import Block, Tap
 from ..errors import SaeError
-
-Tap = Callable[[Tensor, Tensor | None], Tensor]
-"""tap(a place's output, its block's input or None): what goes on in its place."""
 
 
 @dataclass(frozen=True)
@@ -80,5 +77,5 @@ class Painter(Protocol):
     def make_room(self, size: int) -> torch.device:
         """The device that the model computes on, with so many bytes free where the host can see to that."""
 
-    def check_stopped(self) -> None:
-        """Raise what the host raises where somebody has stopped it."""
+    def going_on(self, doing: str) -> None:
+        """Say what is done between two pictures, and raise what the host raises where somebody has stopped it."""

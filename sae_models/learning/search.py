@@ -114,9 +114,9 @@ def own_tables(painter: Painter, maps: Sequence[Maps], what: Search, numbers: Se
     weights = weights_of(len(maps))
     tables: dict[int, list[Table]] = {n: [] for n in numbers}
     with torch.inference_mode(False), torch.no_grad():
-        for part in maps:
+        for place, part in enumerate(maps, 1):
             for n in numbers:
-                painter.check_stopped()
+                painter.going_on(f"learning, place {place} of {len(maps)}")
                 tables[n].append(_fitted(part, what, weights, n, device))
     return tables
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..adapter import LoadedSae
 from ..concepts import Choice, Concept, by_name, mentioned, parse
+from ..erasure import Actuator
 from .lesson import Search, search_for
 from .measuring import in_words
 from .painting import Painter, Painting
@@ -40,6 +41,8 @@ SIDE = 768
 STEPS, AT_ONCE = 12, 4
 PICTURES, MORE = 32, 16
 """Pictures painted to find a word, and beside for each more that is found in the same run."""
+HOW = Actuator.AMOUNT
+"""Words are erased."""
 WEAK = 0.4
 """Share that is removed below which the report says what to do."""
 
@@ -48,10 +51,14 @@ def missing(text: str, known: Sequence[Concept], also: str = "", pictures: int =
     """What a text such as `cat, van gogh (style):0.8, dog -> fox` asks for and is not known, or known as another kind,
     from fewer pictures, or not told from all of `also`.
 
-    Raises SaeError as `parse` does, for words that cannot be found as they are written, and an `also` that cannot be
-    read.
+    Raises SaeError as `parse` does, for words that cannot be found as they are written, a strength out of range, and an
+    `also` that cannot be read.
     """
-    there, asked = by_name(known), mentioned(parse(text))
+    choices = parse(text)
+    for one in choices:
+        label = f"{one.name} -> {one.into.name}" if one.into else one.name
+        HOW.check(label, HOW.default_strength if one.strength is None else one.strength, bool(one.into))
+    there, asked = by_name(known), mentioned(choices)
     others = {one.name.casefold() for one in parse_subjects(also)} if also.strip() else set()
     others -= {choice.name.casefold() for choice in asked}
     new = [choice for choice in asked

@@ -72,7 +72,7 @@ def alike(seed: int) -> Maps:
 
 
 def test_places_that_vote_carry_more_of_what_is_hard_to_tell_than_one_alone():
-    painter = SimpleNamespace(make_room=lambda room: torch.device("cpu"), check_stopped=lambda: None)
+    painter = SimpleNamespace(make_room=lambda room: torch.device("cpu"), going_on=lambda doing: None)
     maps = alike(2).to("cpu")
     shown = maps.unsaid == 0
 

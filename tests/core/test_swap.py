@@ -79,10 +79,22 @@ def test_two_concepts_can_change_places(x, both):
     assert Erasure([there, back]).labels() == ["cat -> dog", "dog -> cat", "dog -> cat"]
 
 
-@pytest.mark.parametrize("actuator", [Actuator.STEER, Actuator.REPLACE, Actuator.AMOUNT])
-def test_another_actuator_than_ablate_is_refused(both, actuator):
-    with pytest.raises(SaeError, match=f"'cat -> dog' is done by the actuator ablate, not by {actuator.value}"):
+@pytest.mark.parametrize("actuator", [Actuator.STEER, Actuator.REPLACE])
+def test_another_actuator_than_amount_and_ablate_is_refused(both, actuator):
+    sentence = f"'cat -> dog' is done by the actuators amount and ablate, not by {actuator.value}: .* write 'cat' alone"
+    with pytest.raises(SaeError, match=sentence):
         swap(*both, strength=1.0, actuator=actuator)
+
+
+def test_amount_swaps_as_much_as_it_takes_away(x, both):
+    """Of the cat sqrt(1 - s) is left, and of the dog the rest is put there."""
+    whole = Erasure([swap(*both)])(x, 1.0).out - x
+    for strength, share in ((1.0, 1.0), (0.75, 0.5), (0.0, 0.0)):
+        edited = Erasure([swap(*both, strength=strength, actuator=Actuator.AMOUNT)])(x, 1.0).out
+        assert torch.allclose(edited, x + share * whole, atol=1e-5)
+    for strength in (-0.5, 1.5):
+        with pytest.raises(SaeError, match="strength of 0 to 1 for 'cat -> dog' with amount"):
+            swap(*both, strength=strength, actuator=Actuator.AMOUNT)
 
 
 def test_a_concept_that_is_never_said_to_fire_cannot_be_sized(both):

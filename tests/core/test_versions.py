@@ -26,7 +26,7 @@ def test_each_actuator_erases_as_much_as_the_chosen_one(actuator, text):
     found = versions(Across.ACTUATORS, text, actuator, "")
     assert {one.actuator.value: one.text for one in found} == {
         "ablate": "cat:0.5, dog", "steer": "cat:-0.5, dog", "replace": "cat:0.5, dog", "amount": "cat:0.5, dog"}
-    assert found[1].label == "steer: cat:-0.5, dog"
+    assert found[2].label == "steer: cat:-0.5, dog"
 
 
 @pytest.mark.parametrize(("across", "text", "strengths", "sentence"), [

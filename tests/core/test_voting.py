@@ -9,7 +9,7 @@ from stand_in_device import Devices
 
 from sae_models.adapter import Block, noise_level
 from sae_models.concepts import Statistics
-from sae_models.erasure import Edit, Erasure
+from sae_models.erasure import Actuator, Edit, Erasure
 from sae_models.formats import Rows
 from sae_models.voting import BAR, LATER, OUT, QUORUM, UNASKED, VOTED_IN, Voting, rows_of
 
@@ -166,6 +166,19 @@ def test_what_is_voted_in_is_erased_below_its_threshold_too_and_counts_as_it_did
     erased = Erasure([Edit(("cat",), rows, torch.ones(1))])(x, 5.0, needed=torch.tensor([[needed]]))
     assert torch.allclose(erased.out[0, :, 0], torch.tensor(left))
     assert torch.allclose(erased.strengths, torch.tensor([[2 / 3]]))
+
+
+@pytest.mark.parametrize("actuator, strength, left", [
+    (Actuator.STEER, -1.0, [0.0, 0.0, -1.0]), (Actuator.AMOUNT, 0.75, [1.0, 0.2, -1.0]),
+    (Actuator.STEER, 1.0, [4.0, 0.4, -1.0]), (Actuator.AMOUNT, -0.5, [3.0, 0.4, -1.0]),
+    (Actuator.REPLACE, 1.0, [-0.3, 0.4, -1.0])])
+def test_only_what_is_taken_away_is_so_below_its_threshold(actuator, strength, left):
+    rows = replace(edit(("cat",), 0).rows, statistics=Statistics(LEVELS, torch.full((1, 2), 0.5), torch.ones(1, 2)))
+    x = torch.zeros(1, 3, D_IN)
+    x[0, :, 0] = torch.tensor([2.0, 0.4, -1.0])
+    erasure = Erasure([Edit(("cat",), rows, torch.tensor([strength]), actuator)])
+    out = erasure(x, 5.0, needed=torch.tensor([[VOTED_IN]])).out
+    assert torch.allclose(out[0, :, 0], torch.tensor(left))
 
 
 def test_what_nobody_is_asked_about_has_to_pass_its_threshold():

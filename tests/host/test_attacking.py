@@ -39,17 +39,17 @@ def seeker(victim, monkeypatch):
 
 def test_what_is_attacked_is_the_edit_that_erases():
     x = torch.randn(2, 9, WIDTH)
-    soft, hard = (kind([an_edit(0)])(x, 1.0) for kind in (SoftErasure, Erasure))
+    soft, hard = SoftErasure([an_edit(0)])(x, 1.0), Erasure([an_edit(0)])(x, 1.0, needed=torch.zeros(2, 2))
     assert hard.fired.all() and not torch.equal(hard.out, x)
     torch.testing.assert_close(soft.out, hard.out)
 
 
 def test_a_gradient_passes_the_gate_of_what_does_not_fire():
-    x = 0.05 * THRESHOLD * torch.randn(1, 9, WIDTH)
-    grads = []
-    for kind in (SoftErasure, Erasure):
+    faint = -0.05 * THRESHOLD * torch.linalg.pinv(an_edit(0).rows.W_enc).sum(1)
+    x, grads = faint.expand(1, 9, WIDTH), []
+    for kind, let_in in ((SoftErasure, {}), (Erasure, {"needed": torch.zeros(1, 2)})):
         tokens = x.clone().requires_grad_()
-        kind([an_edit(0)])(tokens, 1.0).out.square().sum().backward()
+        kind([an_edit(0)])(tokens, 1.0, **let_in).out.square().sum().backward()
         grads.append(tokens.grad - 2 * x)
     assert grads[0].abs().max() > 0 and grads[1].abs().max() == 0
 

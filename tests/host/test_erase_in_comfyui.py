@@ -227,7 +227,7 @@ def test_a_block_that_is_never_reached_fails_the_run(host):
     ("catt", "ablate", "has no concept 'catt'; nearest: cat"), ("", "ablate", "no concept is chosen"),
     ("cat:1.5", "ablate", "expected a strength of 0 to 1 for 'cat'"), ("cat, cat", "ablate", "listed twice"),
     ("cat -> roket", "ablate", "has no concept 'roket'; nearest: rocket"),
-    ("cat -> rocket", "steer", "'cat -> rocket' is done by the actuator ablate, not by steer"),
+    ("cat -> rocket", "steer", "'cat -> rocket' is done by the actuators amount and ablate, not by steer"),
     ("cat:-101", "steer", "expected a strength of -100 to 100"), ("cat:much", "ablate", "is not a strength"),
 ])
 def test_a_slip_in_the_concepts_is_one_sentence_before_sampling(host, concepts, actuator, says):

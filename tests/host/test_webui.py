@@ -385,7 +385,7 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, SAE, "cat", "ablate", "0.5"), "expected a number for 'start', got '0.5'"),
     ((True, SAE, "cat", "ablate", float("nan")), "expected a number for 'start', got nan"),
     ((True, SAE, "cat", "ablate", 0.9, 0.1), "expected 0 <= start <= end <= 1, got 0.9 and 0.1"),
-    ((True, SAE, "cat", "blur"), "expected actuator to be one of ablate, steer, replace, amount, got 'blur'"),
+    ((True, SAE, "cat", "blur"), "expected actuator to be one of amount, ablate, steer, replace, got 'blur'"),
     ((True, SAE, "cat", "ablate", 0, 1, "negative"), "expected apply_to to be one of both, conditional only"),
     (({"sae": SAE, "concept": "cat"},), "no setting 'concept'; did you mean 'concepts'"),
     (({"sae": SAE, "concepts": "cat", "strength": 0.8},), "no setting 'strength': write it .*, for example 'cat:0.8'"),
@@ -755,7 +755,7 @@ def test_infotext_is_written_after_the_erasure_and_not_before(webui):
             self.seen.append(dict(p.extra_generation_params))
     p = Processing(script_args=CAT, scripts=(webui.script, Looks()))
     erased = webui.run(p)
-    assert Looks.seen == [{}] and erased.infotexts[0]["SAEmnesia actuator"] == "ablate"
+    assert Looks.seen == [{}] and erased.infotexts[0]["SAEmnesia actuator"] == "amount"
     p.script_args = (False,)
     assert texts(webui.run(p)) == "[]"  # a script that runs the same object again
 
@@ -888,7 +888,7 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
     ("concepts", ["cat", "cat:much"], "is not a strength"), ("concepts", ["cat", ""], "no concept is chosen"),
     ("strength", [0.5, 101.0], "expected a strength of -100 to 100, got 101"),
     ("strength", [float("nan")], "expected a strength"),
-    ("actuator", ["steer", "blur"], "one of ablate, steer, replace, amount, got 'blur'"),
+    ("actuator", ["steer", "blur"], "one of amount, ablate, steer, replace, got 'blur'"),
     ("SAE", [SAE, "gone.safetensors"], "there is no SAE 'gone.safetensors'"),
 ])
 def test_a_slip_in_a_plot_is_said_before_it_starts(webui, axis, values, says):

@@ -135,7 +135,7 @@ def test_a_row_that_is_swapped_shows_what_comes_in_its_place_and_ticks_leave_it(
     expect(canvas.text_box(page)).to_have_value("rose -> noto style, cat -> dog")
     assert canvas.ticked(page) == ["cat", "rose"]
     canvas.set_widget(page, node, "actuator", "steer")
-    expect(canvas.row(page, "cat")).to_contain_text("a swap needs ablate")
+    expect(canvas.row(page, "cat")).to_contain_text("a swap needs amount or ablate")
     canvas.set_widget(page, node, "actuator", "ablate")
     canvas.text_box(page).fill("cat -> dgo")
     expect(canvas.row(page, "cat")).to_contain_text("no dgo; nearest: dog")

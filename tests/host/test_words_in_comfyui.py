@@ -46,6 +46,8 @@ def no_file_left():
     ({"text": "(cat:1.2)"}, "write 'cat', or 'cat:0.8'"),
     ({"text": "red, white and blue flag"}, "write 'red white and blue flag' if it is one"),
     ({"text": "cat\ud800"}, "cannot be seen"),
+    ({"text": "cat:2.5"}, "expected a strength of -1 to 2 for 'cat'"),
+    ({"text": "cat:1.5 -> dog"}, "expected a strength of 0 to 1 for 'cat -> dog'"),
 ])
 def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
     with pytest.raises(HostError, match=sentence):
@@ -122,7 +124,7 @@ def test_names_as_people_type_them_are_understood_and_that_is_said_before_anythi
     report, log = said(host.run(words(text))), host.log
     assert [line.partition(":")[0] for line in report.splitlines()] == ["cat", "saber_(fate)"]
     said_at = log.rindex("understood as saber_(fate) (style)")
-    assert said_at < log.rindex("SAEmnesia: painting ") < log.rindex("ablate cat, saber_(fate)")
+    assert said_at < log.rindex("SAEmnesia: painting ") < log.rindex("amount cat, saber_(fate)")
     assert {c.name: c.kind for c in read_headers(SAES / files()[0])[0].concepts}["saber_(fate)"] == "style"
     assert torch.equal(latents(host, words(text)), latents(host, words("Cat\nSABER_(FATE) : 0.5")))
 

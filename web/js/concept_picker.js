@@ -335,7 +335,7 @@ class Picker {
     if (!this.known.has(key(into.name)) && !/^#\d+$/.test(into.name)) {
       return [say("no {name}", { name: into.name }), this.nearest(into.name)].filter(Boolean).join("; ")
     }
-    return [undefined, "ablate"].includes(this.actuator()) ? "" : say("a swap needs ablate")
+    return [undefined, "amount", "ablate"].includes(this.actuator()) ? "" : say("a swap needs amount or ablate")
   }
 
   nearest(name) {
