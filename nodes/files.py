@@ -47,8 +47,8 @@ def path_of(name: str) -> Path:
     """
     if name == NONE:
         raise SaeError(f"there is no file in models/{FOLDER} yet: use SAEmnesia Erase Words, which needs none: write "
-                       f"a word and queue; or download or copy a file there and press R; or make one with SAEmnesia "
-                       f"Find Concept or Train")
+                       f"a word and queue; or press Download..., or copy a file there and press R; or make one with "
+                       f"SAEmnesia Find Concept or Train")
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press R to refresh, or "

@@ -20,7 +20,7 @@ from ..sae_models.learning.search import found
 from ..sae_models.table import Table
 from . import files, patch
 from .family import family_of
-from .inputs import painting_inputs
+from .inputs import folded, painting_inputs
 from .painting import Painter, untouched
 from .patch import log
 from .progress import Progress
@@ -64,9 +64,9 @@ class FindConcept(io.ComfyNode):
                 *painting_inputs(steps=12),
                 io.Int.Input("seed", default=0, min=0, max=2**31, control_after_generate=False, tooltip=(
                     "Another seed, other pictures.")),
-                io.String.Input("hookpoint", default="", tooltip=(
+                folded(io.String.Input("hookpoint", default="", tooltip=(
                     "Where the concept gets neurons of its own. Empty: at every cross-attention, where words enter "
-                    "(start here). Or blocks of your own choice, separated by commas.")),
+                    "(start here). Or blocks of your own choice, separated by commas."))),
                 files.SaeType.Input("sae", optional=True, tooltip=(
                     "An SAE of this model, for 'the best neurons'; its concepts are also what the new one is told from "
                     "where 'contrast' is empty.")),

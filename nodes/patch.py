@@ -160,7 +160,7 @@ class Patch:
         self.rows_matter = any(edit.conditional_only for item in edits for _, edit in item.edits)
         self._functions: dict[bool, tuple[dict[Block, Any], Any]] = {}
         self._calls: dict[int, _Call] = {}
-        self._negative_first = False
+        self._negative_first, self._negatives = False, frozenset()
         self.tally = Tally()
 
     def measure(self, sampling: Any) -> None:
@@ -207,9 +207,11 @@ class Patch:
 
     def _chunks(self, options: Mapping[str, Any]) -> Sequence[int]:
         """For each equal chunk of a batch whether it is of the prompt, which is 0: some guiders number the negative one
-        so."""
+        so, and who asks for the negative one alone."""
         numbers = options.get("cond_or_uncond") or ()
-        return [int(number == 0) for number in numbers] if self._negative_first else numbers
+        uuids = options.get("uuids") or [None] * len(numbers)
+        other = [(number == 0) == self._negative_first for number in numbers]
+        return [int(one or uuid in self._negatives) for one, uuid in zip(other, uuids, strict=False)]
 
     def _looked(self, call: _Call, key: Hashable, x: torch.Tensor, t: torch.Tensor,
                 run: Callable[[_Call, torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
@@ -276,7 +278,7 @@ class Patch:
         """WrappersMP.OUTER_SAMPLE: one sampling run; an erasure that never happened is an error, not a picture."""
         self.tally = Tally()
         self.voting.forget()
-        self._negative_first = SECOND in (getattr(executor.class_obj, "original_conds", None) or {})
+        self._know_prompts(getattr(executor.class_obj, "original_conds", None) or {})
         self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))
         log.info("%s", self.plan())
         out = executor(*args, **kwargs)
@@ -287,6 +289,14 @@ class Patch:
         if self.tally.calls:
             self._say()
         return out
+
+    def _know_prompts(self, conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """What a guider calls its prompts."""
+        self._negative_first = SECOND in conds
+        known = {name: {part.get("uuid") for part in parts} for name, parts in conds.items()}
+        others = set().union(*(uuids for name, uuids in known.items() if "negative" not in name))
+        negative = set().union(*(uuids for name, uuids in known.items() if "negative" in name))
+        self._negatives = frozenset(negative - others - {None})
 
     def _say(self) -> None:
         """What happened in a run that is over."""

@@ -26,6 +26,7 @@ NO_STEP = ("not erased, because none of the {steps} steps of this run lies betwe
            "widen them, or paint with more steps")
 
 
+BASES = {"sd15": "SD 1.x", "sd20": "SD 2.x", "sdxl": "SDXL", "sdxlrefiner": "the SDXL refiner"}
 SHOWN = 3  # places named in a sentence
 Tap = Callable[[Tensor, Tensor | None], Tensor]
 """tap(a place's output, its block's input or None): what goes on in its place."""
@@ -91,17 +92,18 @@ class LoadedSae:
     def about(self) -> str:
         """What it is for, in a line: base, blocks, concepts, and the checkpoint it was made on where it says that."""
         concepts, neurons = len(self.concepts), sum(header.config.d_sae for header in self.headers)
-        parts = [self.base or "base model not said", _where([header.hookpoint for header in self.headers]),
+        parts = [BASES.get(self.base, self.base) or "base model not said",
+                 _where([header.hookpoint for header in self.headers]),
                  _counted(concepts, "concept") if concepts else f"{neurons} neurons without names",
                  f"made on {self.headers[0].made_on}" if self.headers[0].made_on else ""]
         return ", ".join(part for part in parts if part)
 
-    def unfit(self, family: str, model: str = "this one") -> str:
+    def unfit(self, family: str, model: str = "this model") -> str:
         """Why it does not fit a model of another family, "" where it does or a family is not known; model: its name."""
         if not self.base or not family or self.base == family:
             return ""
-        return (f"{self.name} was trained on a {self.base} model and {model} is {family}: load a {self.base} "
-                f"checkpoint, or an SAE for {family}")
+        own, other = (BASES.get(base, base) for base in (self.base, family))
+        return f"{self.name} is for {own}, and {model} is {other}: load a checkpoint of {own}, or a file for {other}"
 
     def elsewhere(self, checkpoint: str) -> str:
         """What to say where it was made on another checkpoint, by their names; "" where it was not, or none is said."""

@@ -27,6 +27,8 @@ from .job import Job
 from .model import LATENT, noise_of_call, unet_of
 from .rows import Rows
 
+PROMPTS = 4
+"""That are voted about in one run: a prompt that changes from step to step, as `[cat|dog]`, would double its time."""
 log = logging.getLogger("saemnesia")
 
 
@@ -53,6 +55,8 @@ class Eraser:
         self._place_hooks: list = []
         self._rows, self._number = Rows(), 0
         self._contexts: dict[Hashable, Tensor | None] = {}
+        self._prompts: list[Hashable] = []
+        self._prompt: Hashable = None
 
     def arm(self, job: Job, p: Any) -> None:
         """For the host's run that begins with `p`, and the passes inside it."""
@@ -89,7 +93,7 @@ class Eraser:
             job.announce(sd_model)
             if job.fitted is not before:  # another model, as a refiner is, reads the same prompt in its own way
                 self._contexts.clear()
-            self._rows, self._number = Rows.of(params), 0
+            self._rows, self._number, self._prompt = Rows.of(params), 0, self._voted_about(prompt_of(params.denoiser))
             self._attach(unet_of(sd_model))
         except Exception as error:  # nothing to hook: `finished` then refuses the picture
             job.fail(error)
@@ -147,16 +151,23 @@ class Eraser:
 
     def _alike(self, x: Tensor, kwargs: dict) -> Hashable:
         """The same for two calls of a run whose rows mean the same: those that come as early in an evaluation, with the
-        same rows."""
+        same rows, of the same prompt."""
         self._number += 1
         options = kwargs.get("transformer_options") or {}
-        return self._number, len(x), tuple(options.get("cond_or_uncond") or ()), x.device
+        return self._number, len(x), tuple(options.get("cond_or_uncond") or ()), self._prompt, x.device
+
+    def _voted_about(self, prompt: Hashable) -> Hashable:
+        """This prompt, or where there were too many in this run the last one that was voted about."""
+        if prompt not in self._prompts and len(self._prompts) < PROMPTS:
+            self._prompts.append(prompt)
+        return prompt if prompt in self._prompts else self._prompts[-1]
 
     def _look(self, job: Job, call: Call) -> None:
         """Let the places vote about a call, the first of its kind: it is made once only for that."""
         voting, x = job.fitted.voting, call.args[0]
         if not voting.begun:
             self._contexts.clear()
+            self._prompts = [self._prompt]
         if voting.met(self._key):
             return self._hear(job, call.context) if voting.begun else None
         voting.begins(self._key, len(x), x.device)
@@ -176,7 +187,7 @@ class Eraser:
         voting.count(self._key, strengths, level, look=True)
 
     def _hear(self, job: Job, context: Tensor | None) -> None:
-        """Let all in where the prompt is no more the one that was voted about, as in `[cat:dog:0.5]`."""
+        """Let all in where the prompt is no more the one that was voted about, and the host did not say so."""
         before = self._contexts.setdefault(self._key, context)
         if before is not None and context is not None:
             changed = before.ne(context).any() if before.shape == context.shape else True
@@ -220,3 +231,13 @@ class Eraser:
             handle.remove()
         self._place_hooks = []
 
+
+def prompt_of(denoiser: Any) -> Hashable:
+    """Which prompt an evaluation is of: it may change on the way, as in `[cat:dog:0.5]`, and in the hires pass."""
+    p, step = getattr(denoiser, "p", None), getattr(denoiser, "step", 0)
+    hires = getattr(p, "is_hr_pass", False)
+    again = getattr(p, "hr_prompts", None) if hires else None
+    said = getattr(p, "hr_c" if hires else "c", None)
+    parts = [part.schedules for prompt in getattr(said, "batch", ()) for part in prompt]
+    return again not in (None, getattr(p, "prompts", None)), tuple(
+        next((i for i, one in enumerate(schedules) if step <= one.end_at_step), 0) for schedules in parts)

@@ -36,7 +36,8 @@ def load(models: Path, name: str) -> LoadedSae:
     Raises SaeError when there is none below the folder, or its file cannot be read.
     """
     if not name:
-        raise SaeError("no SAE is chosen: choose one, or put one into models/sae and press the refresh button")
+        raise SaeError("no file is chosen: choose one; or find a word, which makes one; or download one; or put one "
+                       "into models/sae and press the refresh button")
     if name not in names(models):
         raise SaeError(f"there is no SAE '{name}' in models/{FOLDER}: put the file there and press the refresh "
                        f"button")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from sae_models import Concept, SaeError, parse
-from sae_models.adapter import LoadedSae
+from sae_models.adapter import BASES, LoadedSae
 from sae_models.concepts import format_choices
 
 from . import downloads, files, host, infotext, preview
@@ -25,7 +25,6 @@ from .settings import CHOICES, DEFAULTS
 TITLE = "SAEmnesia: erase concepts"
 REFRESH = "\u21bb"
 HEADINGS = {"object": "Objects", "style": "Styles", "": "Other concepts"}
-BASES = {"sd15": "SD 1.x", "sd20": "SD 2.x", "sdxl": "SDXL", "sdxlrefiner": "the SDXL refiner"}
 CHANGED = "() => { document.dispatchEvent(new Event('saemnesia')) }"
 
 
@@ -85,7 +84,7 @@ def build(elem_id: Callable[[str], str], models: Path, finder: Finder) -> Panel:
 def _search(elem_id: Callable[[str], str]) -> Search:
     with gr.Row(elem_classes=["saemnesia-row-of-buttons"]):
         words = gr.Textbox("", label="Find a concept", lines=1, elem_id=elem_id("find"), placeholder="cat",
-                           info="a word this checkpoint shall learn to leave out; it paints some pictures, once")
+                           info="a word to leave out; it paints some pictures to find it, once")
         begin = gr.Button("Find", variant="primary", elem_id=elem_id("find_begin"), min_width=80)
         stop = gr.Button("Stop", elem_id=elem_id("find_stop"), min_width=80)
     status = gr.HTML("", elem_id=elem_id("find_status"), elem_classes=["saemnesia-status"])
@@ -96,8 +95,8 @@ def _how(elem_id: Callable[[str], str]) -> list[Any]:
     """How it erases: in the order of the settings, from the actuator on."""
     actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
                         elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
-                        info="ablate: switch it off; steer: scale it, -1 erases; replace: paint over it; "
-                             "amount: one scale, 0 nothing, 1 gone, about evenly between")
+                        info="amount: 0 nothing, 1 gone, about evenly between; ablate: in proportion to what it adds; "
+                             "steer: scale it, -1 erases; replace: paint over it")
     with gr.Row():
         start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
         end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))
@@ -216,8 +215,8 @@ def concept_list(models: Path, names: list[str]) -> str:
     if not names:
         count = len(files.names(models))
         return _message(f"Choose one of {count} files." if count else
-                        f"Nothing is found yet: write a word above and press Find. Or put an SAE or concept file into "
-                        f"{models / files.FOLDER} and press {REFRESH}.")
+                        f"Nothing is found yet: write a word above and press Find. Or download a published SAE "
+                        f"below, or put a file into {models / files.FOLDER} and press {REFRESH}.")
     about, concepts = [], {}
     for name in names:
         try:

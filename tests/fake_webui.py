@@ -126,6 +126,7 @@ class Processing:
     is_hr_pass: bool = False
     upscales: bool = True  # not with an upscaler that does not exist
     stops_at: int = -1  # Interrupt before this step
+    c: Any = None  # the prompt's schedules
     extra_generation_params: dict = field(default_factory=dict)
     saved_before_hires: list = field(default_factory=list)  # the texts of pictures that the host saves in between
     comments: list = field(default_factory=list)
@@ -351,6 +352,7 @@ class Webui:
                 return x
             if p.refiner is not None and step == 1:
                 self.shared.sd_model = p.refiner
+            self.step = step
             for part in range(p.evaluations):
                 x = x - 0.1 * self._evaluate(p, x, timestep - 0.25 * part)
         return x
@@ -381,7 +383,7 @@ class Webui:
         said = [{"crossattn": c, "vector": c[:, 0]} if sgm else c for c in (cond, uncond)]
         self.fire("cfg_denoiser", SimpleNamespace(
             x=x if self.forge else torch.cat([x_cond, x]), sigma=None, text_cond=said[0], text_uncond=said[1],
-            denoiser=SimpleNamespace(p=p)))
+            denoiser=SimpleNamespace(p=p, step=getattr(self, "step", 0))))
         rows = self._forge_rows(p, x, uncond) if self.forge else [(x_cond, cond, True), (x, uncond, False)]
         rows = [part for part in rows if part[2] or p.cond_only_below < timestep <= p.cond_only_above]
         together = p.batch_cond_uncond and (len(rows) == 1 or p.tokens[0] == p.tokens[1])

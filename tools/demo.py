@@ -25,7 +25,7 @@ def node(class_type: str, **inputs: object) -> dict:
 
 
 def graph(prompt: str, erase: str, actuator: str, seed: int) -> Graph:
-    """example_workflows/erase.json in the API format: one picture without and one with erasure."""
+    """`Tick-concepts` of example_workflows in the API format: one picture without and one with erasure."""
     def sampler(model: str) -> dict:
         return node("KSampler", model=[model, 0], positive=["positive", 0], negative=["negative", 0],
                     latent_image=["latent", 0], seed=seed, steps=20, cfg=2.5, sampler_name="euler",

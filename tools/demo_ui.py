@@ -1,4 +1,4 @@
-"""`make demo-ui`: ComfyUI with the example workflow *erase* open in the browser, until Ctrl-C.
+"""`make demo-ui`: ComfyUI with the example workflow *Tick-concepts* open in the browser, until Ctrl-C.
 
 It is opened as the template that it is, so no workflow of the user's is written over. Options go to ComfyUI.
 """
@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from tools.comfy_host import COMFY, FLAGS, PYTHON
 
-TEMPLATE = "?template=erase&source=comfyui-saemnesia"
+TEMPLATE = "?template=Tick-concepts&source=comfyui-saemnesia"
 
 
 def page_at(port: str) -> str:

@@ -1,6 +1,6 @@
-"""The pictures of the example workflows, of two help pages and of the web UI's sidebar. Needs `make test`'s packages.
+"""The pictures of the example workflows, of the help pages and of the web UI's sidebar. Needs `make test`'s packages.
 
-    .host/venv/bin/python -m tools.help_pictures [erase compare map words find train sidebar]
+    .host/venv/bin/python -m tools.help_pictures [Compare ... sidebar]
 
 Each example runs as it loads; its picture is what it paints, before and after.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from tools.comfy_host import COMFY, ComfyHost
-from tools.on_minicanvas import on_minicanvas
+from tools.on_minicanvas import OWN_CHECKPOINT, on_minicanvas
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "core")]
@@ -29,7 +29,14 @@ from tests.host import test_webui_page as sidebar_page  # noqa: E402
 EXAMPLES = REPO / "example_workflows"
 HELP = REPO / "web" / "docs"
 HALF = 192
-LEAVES = {"find": "found", "train": "my concepts", "words": "minicanvas *"}
+LEAVES = {"Find-a-concept": "found", "Train-an-SAE": "my concepts",
+          **dict.fromkeys(OWN_CHECKPOINT, "minicanvas ????????")}
+PICTURED = {"Compare": {}, "Tick-concepts": {"SAEmnesiaLoadSAE": 2, "SAEmnesiaErase": 3}, "Swap": {},
+            "Erase-words": {"SAEmnesiaEraseWords": 13}, "Find-a-concept": {"SAEmnesiaFindConcept": 13},
+            "Train-an-SAE": {"SAEmnesiaTrain": 13}, "Map-and-inpaint": {"SAEmnesiaConceptMap": 10}}
+"""{example: {help page: node of which it shows a picture}}"""
+ALONE = ("SAEmnesiaConceptPicker", "SAEmnesiaExportConcept")
+"""Nodes that no example has."""
 
 
 def square(picture: Image.Image) -> Image.Image:
@@ -68,23 +75,22 @@ def run(page: Page, name: str) -> list[Image.Image]:
     for old in (COMFY / "models" / "sae").glob(f"{LEAVES.get(name, '-')}.*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     workflow = json.loads((EXAMPLES / f"{name}.json").read_text("utf-8"))
-    canvas.load(page, on_minicanvas(workflow) if name == "words" else workflow)
+    canvas.load(page, on_minicanvas(workflow) if name in OWN_CHECKPOINT else workflow)
     pictures = [Image.open(io.BytesIO(png)) for png in canvas.queue_and_wait(page, 3600)]
     page.wait_for_timeout(2000)
     return pictures
 
 
 def compare(page: Page) -> None:
-    run(page, "compare")
+    run(page, "Compare")
     before, strengths = page.locator(".saemnesia-stage").all()
-    save_example("compare", seen(before), seen(strengths))
+    save_example("Compare", seen(before), seen(strengths))
     shot(page, 6, 7).save(HELP / "SAEmnesiaCompare.jpg", quality=88)
 
 
 def heat_map(page: Page) -> None:
-    pictures = run(page, "map")
-    save_example("map", pictures[1], pictures[-1])
-    shot(page, 10).save(HELP / "SAEmnesiaConceptMap.jpg", quality=88)
+    pictures = run(page, "Map-and-inpaint")
+    save_example("Map-and-inpaint", pictures[1], pictures[-1])
 
 
 def before_and_after(name: str) -> Callable[[Page], None]:
@@ -94,8 +100,20 @@ def before_and_after(name: str) -> Callable[[Page], None]:
     return make
 
 
-COMFYUI = {"compare": compare, "map": heat_map} | {name: before_and_after(name)
-                                                   for name in ("erase", "words", "find", "train")}
+def alone(page: Page) -> None:
+    for kind in ALONE:
+        canvas.load(page, canvas.EMPTY)
+        _, node = canvas.linked_picker(page, "minicanvas.safetensors", kind, "cat, rose")
+        shot(page, node).save(HELP / f"{kind}.jpg", quality=88)
+
+
+COMFYUI = {name: before_and_after(name) for name in PICTURED} | {"Compare": compare, "Map-and-inpaint": heat_map}
+
+
+def example(page: Page, name: str) -> None:
+    COMFYUI[name](page)
+    for kind, node in PICTURED[name].items():
+        shot(page, node).save(HELP / f"{kind}.jpg", quality=88)
 
 
 def sidebar(browser: Browser) -> None:
@@ -123,16 +141,17 @@ def sidebar(browser: Browser) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="*", choices=[*COMFYUI, "sidebar", []], default=[*COMFYUI, "sidebar"])
-    which = parser.parse_args().which
+    everything = [*PICTURED, "alone", "sidebar"]
+    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"of {', '.join(everything)}; all of them")
+    which = parser.parse_args().which or everything
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        if set(which) & set(COMFYUI):
+        if {*which} - {"sidebar"}:
             with ComfyHost(threads=2) as host:
                 page = canvas.open_page(browser, host, nodes2=False)
                 page.set_viewport_size({"width": 2400, "height": 1700})
-                for name in (one for one in which if one in COMFYUI):
-                    COMFYUI[name](page)
+                for name in (one for one in which if one != "sidebar"):
+                    alone(page) if name == "alone" else example(page, name)
         if "sidebar" in which:
             sidebar(browser)
 

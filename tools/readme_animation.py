@@ -83,7 +83,7 @@ def main() -> None:
     with ComfyHost(threads=2) as host, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = canvas.open_page(browser, host, nodes2=False)
-        workflow = on_minicanvas(json.loads((REPO / "example_workflows" / "words.json").read_text("utf-8")))
+        workflow = on_minicanvas(json.loads((REPO / "example_workflows" / "Erase-words.json").read_text("utf-8")))
         (node,) = [node["id"] for node in workflow["nodes"] if node["type"] == "SAEmnesiaEraseWords"]
         canvas.load(page, workflow)
         page.evaluate(LOOK)

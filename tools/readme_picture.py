@@ -29,7 +29,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = canvas.open_page(browser, host, nodes2=False)
         page.set_viewport_size({"width": 1800, "height": 1000})
-        canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
+        canvas.load(page, json.loads((REPO / "example_workflows" / "Tick-concepts.json").read_text("utf-8")))
         canvas.wait_for_list(page)
         canvas.queue_and_wait(page)
         page.evaluate(LOOK)

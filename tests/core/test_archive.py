@@ -31,7 +31,8 @@ def test_the_archive_holds_what_a_user_needs_and_little_else():
     names = {str(path.relative_to(REPO)) for path in published()}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "nodes/erase.py",
             "sae_models/erasure.py", "sae_models/convert/__main__.py", "convert.py",
-            "sae_models/hub/catalogue.json", "web/docs/SAEmnesiaErase.md", "example_workflows/erase.json"} <= names
+            "sae_models/hub/catalogue.json", "web/docs/SAEmnesiaErase.md",
+            "example_workflows/Erase-words.json"} <= names
     assert not [name for name in names if re.match(r"(tests|tools|benchmarks|\.ci|scripts|saemnesia_webui|javascript)/|"
                                             r"install\.py|Makefile|style\.css", name)]
     assert sum(path.stat().st_size for path in published()) < 5_000_000

@@ -274,9 +274,9 @@ TWO = (Concept("cat", (0,)), Concept("dog", (1,)))
 
 
 @pytest.mark.parametrize(("names", "header", "says"), [
-    ((DOWN, UP), {"concepts": TWO, "made_on": "dreams_8"}, "sd15, 2 cross-attentions, 2 concepts, made on dreams_8"),
-    ((BLOCK, UP), {"concepts": TWO}, "sd15, 2 places, 2 concepts"),
-    ((BLOCK,), {"concepts": TWO[:1]}, f"sd15, {BLOCK}, 1 concept"),
+    ((DOWN, UP), {"concepts": TWO, "made_on": "dreams_8"}, "SD 1.x, 2 cross-attentions, 2 concepts, made on dreams_8"),
+    ((BLOCK, UP), {"concepts": TWO}, "SD 1.x, 2 places, 2 concepts"),
+    ((BLOCK,), {"concepts": TWO[:1]}, f"SD 1.x, {BLOCK}, 1 concept"),
     (("",), {"base": ""}, "base model not said, block not said, 9 neurons without names"),
 ])
 def test_what_a_file_is_for_is_said_in_a_line(sae, names, header, says):

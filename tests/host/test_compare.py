@@ -17,7 +17,7 @@ from safetensors.torch import load
 
 from tools.comfy_host import NEWEST_FRONTEND, ComfyHost, HostError, Outcome
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "compare.json"
+EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "Compare.json"
 FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
 MINICANVAS = "minicanvas.safetensors"
 PROMPT = "a cat, noto style, on a blue ground"

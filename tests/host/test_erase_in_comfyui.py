@@ -238,7 +238,7 @@ def test_a_slip_in_the_concepts_is_one_sentence_before_sampling(host, concepts, 
 @pytest.mark.parametrize(("options", "says"), [
     ({"d_in": 1280}, "reads tokens of width 1280, but block up_blocks.0.attentions.1 of this model has 320"),
     ({"hookpoint": "up_blocks.1.attentions.1"}, "this model has no block 'up_blocks.1.attentions.1'"),
-    ({"base": "sdxl"}, "was trained on a sdxl model and this one is sd15"),
+    ({"base": "sdxl"}, "is for SDXL, and this model is SD 1.x"),
 ])
 def test_an_sae_of_another_model_is_refused(host, sae_file, options, says):
     sae_file("other.safetensors", **options)

@@ -13,17 +13,18 @@ import widget_helpers as canvas
 from playwright.sync_api import TimeoutError, expect
 
 from tools.comfy_host import COMFY, NEWEST_FRONTEND, PYTHON, ComfyHost, free_port
-from tools.on_minicanvas import on_minicanvas
+from tools.on_minicanvas import OWN_CHECKPOINT, on_minicanvas
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "example_workflows"
-LESS = {"find": {"contrast": "dog = a dog\nrose = a rose", "neurons": 1, "pictures": 16},
-        "train": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 17, "training_steps": 30},
-        "words": {"pictures": 8}}
+LESS = {"Find-a-concept": {"contrast": "dog = a dog\nrose = a rose", "neurons": 1, "pictures": 16},
+        "Train-an-SAE": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 17, "training_steps": 30},
+        "Erase-words": {"pictures": 8}, "Swap": {"pictures": 8}}
 """What is asked for here of the nodes that learn, for the time it takes; people get what the files say."""
-LEARNING = {"find": "SAEmnesiaFindConcept", "train": "SAEmnesiaTrain", "words": "SAEmnesiaEraseWords"}
-WRITTEN = {"compare": (), "erase": (), "find": ("found",), "map": (), "train": ("my concepts",),
-           "words": ("minicanvas *",)}
+LEARNING = {"Find-a-concept": "SAEmnesiaFindConcept", "Train-an-SAE": "SAEmnesiaTrain",
+            "Erase-words": "SAEmnesiaEraseWords", "Swap": "SAEmnesiaEraseWords"}
+WRITTEN = {"Compare": (), "Tick-concepts": (), "Find-a-concept": ("found",), "Map-and-inpaint": (),
+           "Train-an-SAE": ("my concepts",), **dict.fromkeys(OWN_CHECKPOINT, ("minicanvas *",))}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,9 @@ def example(request):
 
 
 def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
-    page = canvas.open_page(browser, comfy, nodes2=example == "words")
+    page = canvas.open_page(browser, comfy, nodes2=example in OWN_CHECKPOINT)
     workflow = json.loads((EXAMPLES / f"{example}.json").read_text("utf-8"))
-    workflow = on_minicanvas(workflow) if example == "words" else workflow
+    workflow = on_minicanvas(workflow) if example in OWN_CHECKPOINT else workflow
     canvas.load(page, workflow)
     kept = {node["id"]: node.get("widgets_values") for node in canvas.saved(page)["nodes"]}
     for node in workflow["nodes"]:
@@ -57,9 +58,9 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
         canvas.set_widget(page, node, name, value)
     canvas.keep_what_is_said(page)
     assert len(set(canvas.queue_and_wait(page))) >= 2
-    if example in ("find", "map", "words"):
+    if example in ("Find-a-concept", "Map-and-inpaint", *OWN_CHECKPOINT):
         expect(page.locator(".saemnesia-report")).to_contain_text("cat: ")
-    if example == "words":
+    if example == "Erase-words":
         assert any("cat (object): painting to learn from, step" in text for text in canvas.said(page))
         again = canvas.open_page(browser, comfy, nodes2=True)
         canvas.load(again, workflow)  # its file has the word
@@ -140,7 +141,7 @@ def test_the_nodes_of_an_example_do_not_touch(browser, front_end, nodes2):
 
 @pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
 def test_make_demo_ui_opens_the_workflow_and_writes_nothing_of_the_users(browser, tmp_path, front_end):
-    mine = tmp_path / "default" / "workflows" / "erase.json"
+    mine = tmp_path / "default" / "workflows" / "Tick-concepts.json"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine", "utf-8")
     port = str(free_port())

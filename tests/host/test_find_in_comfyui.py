@@ -170,7 +170,7 @@ def test_an_sae_of_another_model_finds_nothing(host):
     made = find()
     made["sae"]["inputs"]["sae_name"] = path.name
     try:
-        with pytest.raises(HostError, match="was trained on a sdxl model"):
+        with pytest.raises(HostError, match="is for SDXL, and this model is"):
             host.run(made)
     finally:
         path.unlink()

@@ -249,6 +249,7 @@ def test_a_call_without_the_negative_prompt_late_in_a_run_erases_what_the_places
     ({"negative": "other", "middle": "third", "positive": "one"}, [2, 0]),  # DualCFG numbers them so
     ({"positive": "one", "negative": "third", "empty_negative_prompt": "other"}, [0, 2]),
     ({"positive": "one", "negative": "one"}, [0, 1]),  # a twin of an area's prompt, which the host puts there
+    ({"positive": "one", "negative": "other"}, [0, 0]),  # each asked for alone, as Self-Attention Guidance does
 ])
 def test_conditional_only_goes_by_what_the_guider_calls_its_prompts(unet, saes, prompts, numbers):
     made = patched(unet, saes[1:], "cat", conditional_only=True)

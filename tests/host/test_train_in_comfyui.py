@@ -158,7 +158,7 @@ def test_an_sae_of_another_model_is_refused_as_that_and_a_wrong_block_as_the_mod
     made = train(hookpoint="")
     made["sae"] = node("SAEmnesiaLoadSAE", sae_name=path.name, hookpoint="")
     made["train"]["inputs"]["start"] = ["sae", 0]
-    with pytest.raises(HostError, match=f"{path.name} was trained on a sdxl model and this one is sd15"):
+    with pytest.raises(HostError, match=f"{path.name} is for SDXL, and this model is SD 1.x"):
         host.run(made)
     made["train"]["inputs"]["hookpoint"] = "up_blocks.1.attentions.1"
     with pytest.raises(HostError, match="this model has no block 'up_blocks.1.attentions.1' to learn; it has"):

@@ -180,11 +180,16 @@ def test_what_is_not_there_is_not_erased_and_what_is_costs_a_call_of_each_kind(r
     assert len(calls) == 2 * once + kinds
 
 
-@pytest.mark.parametrize("name", ["webui", "patched_forge"])
-def test_a_prompt_that_changes_on_the_way_is_erased_wherever_it_fires(request, name, monkeypatch):
-    """A1111 edits prompts, `[cat:dog:0.5]`: what was voted about was another prompt."""
+SCHEDULED = SimpleNamespace(batch=[[SimpleNamespace(schedules=[SimpleNamespace(end_at_step=0),
+                                                               SimpleNamespace(end_at_step=3)])]])
+
+
+@pytest.mark.parametrize(("name", "c"), [("webui", None), ("webui", SCHEDULED), ("patched_forge", None),
+                                         ("patched_forge", SCHEDULED)])
+def test_a_prompt_that_changes_on_the_way_is_voted_about_or_erased_wherever_it_fires(request, name, c, monkeypatch):
+    """A1111 edits prompts, `[cat:dog:0.5]`: what was voted about was another prompt, which the host tells or not."""
     host = request.getfixturevalue(name)
-    embed, steps = type(host)._embed, {"timesteps": (999.0, 666.0, 333.0)}
+    embed, steps = type(host)._embed, {"timesteps": (999.0, 666.0, 333.0), "c": c}
 
     def edited(change: bool):
         sigmas = []
@@ -199,7 +204,7 @@ def test_a_prompt_that_changes_on_the_way_is_erased_wherever_it_fires(request, n
         pictures[change] = plain, host.generate(True, VOTERS, "dog", **steps)
     host.spy = lambda sigma, conditional: None
     assert same(*pictures[False]) and not same(pictures[True][0], pictures[False][0])
-    assert not same(*pictures[True])
+    assert same(*pictures[True]) == (c is not None)
 
 
 @pytest.mark.parametrize("name", ["webui", "patched_forge"])
@@ -389,12 +394,12 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, SAE, "cat", "ablate", 0, 1, "negative"), "expected apply_to to be one of both, conditional only"),
     (({"sae": SAE, "concept": "cat"},), "no setting 'concept'; did you mean 'concepts'"),
     (({"sae": SAE, "concepts": "cat", "strength": 0.8},), "no setting 'strength': write it .*, for example 'cat:0.8'"),
-    ((True, "", "cat"), "no SAE is chosen"), ((True,), "no SAE is chosen"),
+    ((True, "", "cat"), "no file is chosen: .* find a word"), ((True,), "no file is chosen: .* find a word"),
     ((True, "gone.safetensors", "cat"), "no SAE 'gone.safetensors' in .*sae: put the file there"),
     ((True, "../animals.safetensors", "cat"), "there is no SAE"),
     ((True, SAE, ""), "no concept is chosen"), ((True, SAE, "catt"), "has no concept 'catt'; nearest: cat"),
     ((True, SAE, "cat:2"), "expected a strength of 0 to 1 for 'cat'"),
-    ((True, "folder/sdxl.safetensors", "cat"), "trained on a sdxl model and this one is sd15"),
+    ((True, "folder/sdxl.safetensors", "cat"), "is for SDXL, and this model is SD 1.x"),
     ((True, SAE, "cat", "ablate", 0, 1, "both", True, "up_blocks.7.attentions.0"),
      "was trained on up_blocks.0.attentions.1, not on up_blocks.7.attentions.0: leave 'hookpoint' empty"),
 ])
@@ -950,7 +955,7 @@ def test_a_slip_with_several_files_names_them_all(webui, more):
     refused(webui, {"sae": [SAE, more], "concepts": "dog -> fox"},
             says="'dog' and 'fox' are in different files, and a swap needs both in one")
     refused(webui, {"sae": [SAE, "gone.safetensors"], "concepts": "cat"}, says=r"no SAE 'gone.safetensors'")
-    refused(webui, {"sae": [SAE, "folder/sdxl.safetensors"], "concepts": "cat"}, says="trained on a sdxl model")
+    refused(webui, {"sae": [SAE, "folder/sdxl.safetensors"], "concepts": "cat"}, says="is for SDXL, and this model is")
 
 
 # --- a GPU ---------------------------------------------------------------------------------------------------

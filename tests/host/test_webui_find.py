@@ -123,8 +123,8 @@ def test_the_hosts_progress_bar_counts_all_batches_and_says_what_is_done(a1111):
     seen = a1111.shared.state.seen
     assert max(number for _, number, _ in seen) == len(a1111.painted) - 1
     assert {count for _, _, count in seen} == {len(a1111.painted)}
-    assert seen[1][0].startswith("painting to learn from: step 1 of 48, about ")
-    assert seen[-1][0].startswith("painting to learn from: step 47 of 48, about ")
+    assert seen[1][0].startswith("cat (object): painting to learn from, step 1 of 48, about ")
+    assert seen[-1][0].startswith("cat (object): painting to learn from, step 47 of 48, about ")
     assert a1111.shared.state.job == ""
 
 

@@ -167,7 +167,7 @@ def test_sdxl_is_erased(host, plain, apply_to):
     with_it = host.picture(CAT | {"sae": SDXL_SAE, "apply_to": apply_to}, **sdxl)
     assert not same(with_it, without.pixels) and "SAEmnesia sae: z-sdxl.safetensors [" in with_it.infotext
     assert same(host.picture({"sae": SDXL_SAE, "concepts": "rocket", "apply_to": apply_to}, **sdxl), without.pixels)
-    with pytest.raises(WebuiError, match="HTTP 500 .*trained on a sd15 model and this one is sdxl"):
+    with pytest.raises(WebuiError, match="HTTP 500 .*is for SD 1.x, and this model is SDXL"):
         host.picture(CAT, **sdxl)
     assert same(host.picture(override_settings={"sd_model_checkpoint": "small.safetensors"}), plain)
 

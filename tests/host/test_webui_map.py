@@ -178,9 +178,9 @@ def lacks_maps(host: Webui, asked: dict, says: str, **options) -> None:
 
 
 @pytest.mark.parametrize(("changes", "says"), [
-    ({"concepts": "catt"}, "has no concept 'catt'; nearest: cat"), ({"sae": ""}, "no SAE is chosen"),
+    ({"concepts": "catt"}, "has no concept 'catt'; nearest: cat"), ({"sae": ""}, "no file is chosen"),
     ({"sae": 5}, "expected text for 'sae', got 5"),
-    ({"sae": "sdxl.safetensors"}, "trained on a sdxl model and this one is sd15"),
+    ({"sae": "sdxl.safetensors"}, "is for SDXL, and this model is SD 1.x"),
     ({"concept": "cat"}, "no setting 'concept'; did you mean 'concepts'"),
 ])
 def test_a_slip_is_one_sentence_below_the_picture(webui, changes, says):

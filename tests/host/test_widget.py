@@ -457,8 +457,8 @@ def test_the_sae_may_be_chosen_on_the_subgraph_around_its_loader(page):
 
 def test_load_sae_says_in_a_line_what_the_file_is_for(page):
     loader, _ = canvas.linked_picker(page, "animals.safetensors")
-    expect(canvas.about(page)).to_have_text("sd15, up_blocks.1.attentions.1, 15 concepts")
-    for sae, line in {"nameless": "sd15, up_blocks.1.attentions.1, 32 neurons without names",
+    expect(canvas.about(page)).to_have_text("SD 1.x, up_blocks.1.attentions.1, 15 concepts")
+    for sae, line in {"nameless": "SD 1.x, up_blocks.1.attentions.1, 32 neurons without names",
                       "broken": "broken.safetensors cannot be read as safetensors",
                       "gone": "there is no SAE 'gone.safetensors' in models/sae: put the file there"}.items():
         canvas.set_widget(page, loader, "sae_name", f"{sae}.safetensors")
@@ -475,8 +475,8 @@ def test_an_sae_of_another_base_is_said_before_anything_runs(page):
     canvas.link(page, checkpoint, lora, "model")
     page.mouse.click(1100, 900)
     alert = page.locator(".saemnesia-picker [role=alert]")
-    expect(alert).to_have_text("castles.safetensors was trained on a sd15 model and second.safetensors is sd20: load a "
-                               "sd15 checkpoint, or an SAE for sd20")
+    expect(alert).to_have_text("castles.safetensors is for SD 1.x, and second.safetensors is SD 2.x: load a checkpoint "
+                               "of SD 1.x, or a file for SD 2.x")
     canvas.tick(page, "ghost")
     canvas.set_widget(page, checkpoint, "ckpt_name", "minicanvas.safetensors")
     page.mouse.click(1200, 700)
@@ -565,7 +565,7 @@ def test_the_page_reads_a_long_text_in_proportion_to_its_length(page):
 
 def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page):
     """The example workflow with another concept ticked, saved, loaded in a fresh page and run there."""
-    canvas.load(page, json.loads((REPO / "example_workflows" / "erase.json").read_text("utf-8")))
+    canvas.load(page, json.loads((REPO / "example_workflows" / "Tick concepts.json").read_text("utf-8")))
     canvas.wait_for_list(page)
     canvas.tick(page, "cat")
     canvas.tick(page, "rose")
