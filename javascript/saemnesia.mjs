@@ -13,6 +13,7 @@ const AMOUNT = { low: -1, high: 2, usual: "1", slides: true,
   hint: "0 changes nothing, 1 erases fully, and between them the concept goes about evenly; above 1 pushes further away, " +
     "below 0 strengthens" }
 const RANGES = { steer: SIGNED, amount: AMOUNT }
+const SWAPPING = [undefined, "amount", "ablate"]
 const IN_STEPS = /^(.*): in (?:(\d+) of (\d+) steps|none)$/
 const FIRED = /SAEmnesia fired: (\x22(?:[^\x22\\]|\\.)*\x22)/ // quoted as JSON
 
@@ -32,7 +33,8 @@ function draw({ list, text, on, root }) {
   root.classList.toggle("saemnesia-on", Boolean(on?.checked))
   const items = parse(text.value)
   const search = key(list.querySelector(".saemnesia-search")?.value ?? "")
-  const range = RANGES[root.querySelector(".saemnesia-actuator input:checked")?.value] ?? FULL
+  const actuator = root.querySelector(".saemnesia-actuator input:checked")?.value
+  const range = RANGES[actuator] ?? FULL
   const [chosen, fired] = [byName(items), firedIn(root)]
   list.querySelector(".saemnesia-list")?.classList.toggle("saemnesia-slides", Boolean(range.slides))
   for (const row of list.querySelectorAll(".saemnesia-row")) {
@@ -45,7 +47,9 @@ function draw({ list, text, on, root }) {
   }
   say(list, ".saemnesia-count", `${chosen.size} chosen`)
   const unknown = unknownOf(list, items)
-  say(list, ".saemnesia-unknown", unknown.length ? `not in the list: ${unknown.join(", ")}` : "")
+  const notes = [unknown.length && `not in the list: ${unknown.join(", ")}`,
+    !SWAPPING.includes(actuator) && items.some(({ into }) => into) && "a swap needs amount or ablate"]
+  say(list, ".saemnesia-unknown", notes.filter(Boolean).join("; "))
 }
 
 function say(list, selector, words) {

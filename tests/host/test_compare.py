@@ -198,6 +198,7 @@ def test_a_slider_between_before_and_after_their_difference_and_a_sheet(page):
     canvas.queue_and_wait(page)
     page.wait_for_function("() => document.querySelector('.saemnesia-sheet').naturalWidth > 200")
     wait_until_shown(page, "Sheet")
+    expect(canvas.row(page, "cat").locator(".saemnesia-fired")).to_have_text(f"in {STEPS} of {STEPS} steps")
     assert not slider.is_visible()
     changed = {0: "strengths", len(kept) - 1: "cat"}
     assert canvas.values_of(canvas.saved(page), COMPARE) == [changed.get(i, value) for i, value in enumerate(kept)]

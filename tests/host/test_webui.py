@@ -220,6 +220,17 @@ def test_a_run_that_begins_with_a_picture_is_looked_at_in_noise(request, name):
     assert not same(host.generate(True, VOTERS, "cat", **late), plain) and host.errors == []
 
 
+def test_a_late_look_leaves_an_inpainting_models_mask_as_it_is(models, monkeypatch):
+    unet, more, seen = new_unet(in_channels=9), torch.randn(1, 5, 8, 8), []
+    call, forward = Webui._unet, unet.forward
+    monkeypatch.setattr(Webui, "_unet", lambda self, x, *args: call(
+        self, torch.cat([x, more.expand(len(x), -1, -1, -1)], 1), *args))
+    monkeypatch.setattr(unet, "forward", lambda x, *args, **kwargs: (seen.append(x), forward(x, *args, **kwargs))[1])
+    with Webui(models, sd_model(unet)).installed() as host:
+        host.generate(True, VOTERS, "cat", timesteps=(400.0, 200.0))
+    assert len(seen) > 2 and all(torch.equal(x[:, 4:], more.expand(len(x), -1, -1, -1)) for x in seen)
+
+
 def test_a_refiner_does_not_let_in_what_is_not_there(webui):
     """It comes late, with a UNet of its own, and reads the same prompt in its own way."""
     options = {"timesteps": (999.0, 400.0, 200.0), "refiner": sd_model(new_unet(seed=5))}
@@ -719,7 +730,8 @@ def test_the_summary_and_the_page_name_a_concept_once(webui, models, caplog):
 
 def test_where_no_file_is_chosen_the_sidebar_says_what_to_do(webui, models, tmp_path):
     from saemnesia_webui import panel
-    assert "write a word above and press Find. Or put an SAE or concept file into" in panel.concept_list(tmp_path, [])
+    nothing = panel.concept_list(tmp_path, [])
+    assert "write a word above and press Find. Or download a published SAE below, or put a file into" in nothing
     assert "Choose one of 4 files" in panel.concept_list(models, [])
 
 

@@ -196,7 +196,12 @@ def test_a_row_that_is_swapped_shows_what_comes_in_its_place_and_ticks_leave_it(
     expect(text(page)).to_have_value("cat -> dog")
     assert "'concepts': 'cat -> dog'" in generate(page)
     text(page).fill("cat -> dgo")
-    expect(page.locator(".saemnesia-unknown").first).to_have_text("not in the list: dgo")
+    note = page.locator(".saemnesia-unknown").first
+    expect(note).to_have_text("not in the list: dgo")
+    panel(page, "actuator").get_by_label("steer").check()
+    expect(note).to_have_text("not in the list: dgo; a swap needs amount or ablate")
+    text(page).fill("cat")
+    expect(note).to_have_text("")
 
 
 def test_typed_and_pasted_text_sets_the_ticks(page):
@@ -269,6 +274,7 @@ def test_in_how_many_steps_each_was_there_is_said_beside_its_tick_for_the_pictur
 def test_an_amount_has_a_slider_beside_its_number(page):
     text(page).fill("cat")
     slider = row(page, "cat").locator(".saemnesia-slider")
+    panel(page, "actuator").get_by_label("ablate").check()
     expect(slider).to_be_hidden()
     panel(page, "actuator").get_by_label("amount").check()
     expect(slider).to_be_visible()

@@ -247,6 +247,7 @@ def test_what_is_chosen_comes_first_but_not_from_under_the_hand(page):
 
 def test_arrows_and_the_wheel_turn_a_strength_and_nothing_else(page):
     _, node = canvas.linked_picker(page, "animals.safetensors", text="cat")
+    canvas.set_widget(page, node, "actuator", "ablate")
     view = page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
     canvas.strength(page, "cat").click()
     for key, text in {"ArrowDown": "cat:0.9", "ArrowUp": "cat:1"}.items():
@@ -267,6 +268,8 @@ def test_arrows_and_the_wheel_turn_a_strength_and_nothing_else(page):
 def test_an_amount_has_a_slider_beside_its_number(page):
     _, node = canvas.linked_picker(page, "measured.safetensors", text="cat")
     slider = canvas.row(page, "cat").locator(".saemnesia-slider")
+    expect(slider).to_be_visible()
+    canvas.set_widget(page, node, "actuator", "ablate")
     expect(slider).to_be_hidden()
     canvas.set_widget(page, node, "actuator", "amount")
     assert (slider.input_value(), slider.get_attribute("min"), slider.get_attribute("max")) == ("1", "-1", "2")
