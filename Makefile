@@ -49,6 +49,8 @@ bench-strength: setup checkpoint ## how evenly a concept goes as its strength ri
 bench-pointing: setup checkpoint ## where the concept map says a thing is, beside attention to its word
 	$(HOST_PYTHON) -m benchmarks.minicanvas.pointing $(ARGS)
 
+bench-see: bench-pointing bench-swap bench-strength ## the three above, one after the other
+
 bench-attack: setup checkpoint ## how well an erasure holds against who wants the concept back
 	$(HOST_PYTHON) -m benchmarks.minicanvas.attack $(ARGS)
 
