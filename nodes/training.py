@@ -89,7 +89,7 @@ def measured(model: ModelPatcher, clip: Any, what: Lesson, out: Path, report: Re
 
 
 def _shares(painter: Painter, what: Lesson, out: Path, name: str) -> dict[str, torch.Tensor]:
-    """{"removed", "touched"} of one concept of a file, and its "bar" where one is found.
+    """{"removed", "touched"} of one concept of a file.
 
     Raises SaeError when the model predicts something that is no number.
     """
@@ -97,9 +97,8 @@ def _shares(painter: Painter, what: Lesson, out: Path, name: str) -> dict[str, t
     parts = read_tables(out, sae.choose([name]))
     eraser = effects.ablating([Block.of(header) for header, _ in parts], [table for _, table in parts])
     number = [subject.name for subject in what.subjects].index(name)
-    effect, bar = effects.checked(painter, eraser, *trial(number, what.held_out, what.prompts), what.written)
+    effect = effects.checked(painter, eraser, *trial(number, what.held_out, what.prompts))
     if not all(map(math.isfinite, effect.shares.values())):
         raise SaeError(f"'{name}' could not be measured: the model predicts values that are no numbers (NaN or "
                        f"infinite); {out.name} is complete and can be used")
-    found = effect.shares | ({} if bar is None else {"bar": bar})
-    return {key: torch.tensor(share, dtype=torch.float64) for key, share in found.items()}
+    return {key: torch.tensor(share, dtype=torch.float64) for key, share in effect.shares.items()}

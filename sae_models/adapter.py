@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hookpoint
-from .concepts import Choice, Concept, bars, by_name, find, parse
+from .concepts import Choice, Concept, by_name, find, parse
 from .erasure import Actuator, Edit, NoiseLevel
 from .errors import SaeError
 from .formats import Header, only, read_headers, read_rows_at
@@ -204,7 +204,7 @@ def _erase(sae: LoadedSae, choices: Sequence[Choice], options: _Options) -> list
     for (header, found), rows in zip(places, read_rows_at(sae.path, places), strict=True):
         names = tuple(concept.name for concept in found for _ in concept.latents)
         per_row = torch.tensor([strengths[name.casefold()] for name in names])
-        edits.append((Block.of(header), Edit(names, rows, per_row, *options, bars=bars(found))))
+        edits.append((Block.of(header), Edit(names, rows, per_row, *options)))
     return edits
 
 

@@ -44,17 +44,15 @@ class Concept:
     """A name, its latents (rows of the SAE), what it is ("object", "style" or ""), and the words that say it in a
     prompt, where they are known.
 
-    measured: how well it is erased, as shares of its effect: "removed" of it, and "touched" of what is not it; bar: the
-    vote of its places from which on it is there (`voting`), None where that was not found; pictures, told_from: how
-    many were painted to find it and the names of what it was told from, where it was a word that may be found anew with
-    more of them.
+    measured: how well it is erased, as shares of its effect: "removed" of it, and "touched" of what is not it;
+    pictures, told_from: how many were painted to find it and the names of what it was told from, where it was a word
+    that may be found anew with more of them.
     """
     name: str
     latents: tuple[int, ...]
     kind: str = ""
     description: str = ""
     measured: Mapping[str, float] | None = field(default=None, hash=False)
-    bar: float | None = None
     pictures: int | None = None
     told_from: tuple[str, ...] = ()
 
@@ -69,8 +67,6 @@ class Concept:
         for what, share in (self.measured or {}).items():
             if not math.isfinite(share):
                 raise SaeError(f"expected a number for '{what}' of concept '{self.name}', got {share}")
-        if self.bar is not None and not 0 <= self.bar <= 1:
-            raise SaeError(f"expected a bar of 0 to 1 for concept '{self.name}', got {self.bar:g}")
 
 
 @dataclass(frozen=True)
@@ -256,11 +252,6 @@ class Statistics:
         edges = [edge for pair in zip(below, above, strict=True) for edge in pair]
         sigmas = tuple(torch.tensor(edges, dtype=torch.float32).tolist())  # as a file has them
         return Statistics(sigmas, self.thresholds.repeat_interleave(2, 1), self.means.repeat_interleave(2, 1))
-
-
-def bars(concepts: Iterable[Concept]) -> dict[str, float]:
-    """Those that are known, by the concepts' names."""
-    return {concept.name: concept.bar for concept in concepts if concept.bar is not None}
 
 
 def by_name(concepts: Iterable[Concept]) -> dict[str, Concept]:

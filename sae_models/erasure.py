@@ -8,7 +8,7 @@ the error term corrected; *replace* is after PER (arXiv 2606.31699).
 On a GPU nothing here waits for it: no value of a tensor is read, and nothing is copied to or from it twice.
 """
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -25,6 +25,9 @@ from .formats import Rows
 NEAREST = 4  # free tokens averaged into a replaced one
 FAINTEST = 0.05
 """Of a concept's largest mean over noise levels: below that a mean says too little to be divided by."""
+LOUD = 2.0
+"""Times its threshold that what a row finds in a token has to be, to count for how strongly it fires: few tokens
+without the concept pass the threshold, and hardly any of them twice of it."""
 AT_ONCE = 2 ** 22  # distances between tokens that are held at once
 
 
@@ -75,8 +78,7 @@ class Edit:
     """Some concepts' rows with one actuator.
 
     names: of each row's concept; strengths [F]; start_sigma >= end_sigma: the noise levels it acts in, both included;
-    conditional_only: leave unconditional rows alone; bars: the vote from which on a concept is there, by name, where
-    that is known (`voting`); into: the concept that is put where these rows, then all of one
+    conditional_only: leave unconditional rows alone; into: the concept that is put where these rows, then all of one
     concept, fire; put: its rows, None where it has none at this place and nothing is put.
     """
     names: tuple[str, ...]
@@ -86,7 +88,6 @@ class Edit:
     start_sigma: float = float("inf")
     end_sigma: float = 0.0
     conditional_only: bool = False
-    bars: Mapping[str, float] = field(default_factory=dict)
     into: str = ""
     put: Rows | None = None
 
@@ -153,7 +154,7 @@ def _logs(sigmas: tuple[float, ...], device: torch.device) -> Tensor:
 
 class Erased(NamedTuple):
     """The edited map, and per row of every edit [edits' F in order] whether it fired anywhere and was let, on the map's
-    device; strengths [B, F]: mean over the map of z, where some may not fire."""
+    device; strengths [B, F]: as `Erasure.strengths` has them, where some may not fire."""
     out: Tensor
     fired: Tensor
     strengths: Tensor | None = None
@@ -211,9 +212,10 @@ class Erasure:
             silent = None if needed is None else x.new_zeros(len(x), rows)
             return Erased(x, torch.zeros(rows, dtype=torch.bool, device=x.device), silent)
         found, strengths = self._found(x, sigma, conditional, x_in), None
-        acts = [_above(z, threshold) for z, threshold in found]
-        if needed is not None:
-            strengths, sizes = _over_the_map(acts), [len(edit.names) for edit in self.edits]
+        if needed is None:
+            acts = [_above(z, threshold) for z, threshold in found]
+        else:
+            strengths, sizes = _loud(found), [len(edit.names) for edit in self.edits]
             acts = [_above(z, threshold * part.maximum(placed.least).to(threshold)[:, :, None])
                     for (z, threshold), part, placed in zip(found, needed.split(sizes, 1), self._on(x), strict=True)]
         fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
@@ -223,13 +225,14 @@ class Erasure:
         return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired, strengths)
 
     def strengths(self, x: Tensor, sigma: float | NoiseLevel, x_in: Tensor | None = None) -> Tensor:
-        """Mean over the map of z of every edit's rows [B, F], whether or not the edit acts at this noise level."""
-        return _over_the_map(self.activations(x, sigma, None, x_in, always=True))
+        """Mean over the map of every edit's rows' z [B, F], where it is `LOUD`, whether or not the edit acts at this
+        noise level."""
+        return _loud(self._found(x, sigma, None, x_in, always=True))
 
     def activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
-                    x_in: Tensor | None = None, always: bool = False) -> list[Tensor]:
-        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act; always: it acts."""
-        return [_above(z, threshold) for z, threshold in self._found(x, sigma, conditional, x_in, always)]
+                    x_in: Tensor | None = None) -> list[Tensor]:
+        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act."""
+        return [_above(z, threshold) for z, threshold in self._found(x, sigma, conditional, x_in)]
 
     def _found(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None, x_in: Tensor | None,
                always: bool = False) -> list[tuple[Tensor, Tensor]]:
@@ -323,9 +326,9 @@ def _above(z: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(z > threshold, z, 0)
 
 
-def _over_the_map(acts: Sequence[Tensor]) -> Tensor:
-    """[B, F of all] of every edit's z [B, F, N]."""
-    return torch.cat([z.mean(2) for z in acts], 1)
+def _loud(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Means over the map [B, F of all] of every edit's z [B, F, N], where it is so much above its threshold."""
+    return torch.cat([_above(z, LOUD * threshold).mean(2) for z, threshold in found], 1)
 
 
 def _columns(x: Tensor) -> Tensor:

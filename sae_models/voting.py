@@ -4,12 +4,12 @@ Where a prompt does not say a concept, one or two of its places fire all the sam
 another picture is painted; where it does, nearly all of them fire. So the first call of a run is made once only to
 look, unedited, and each concept's places vote:
 
-    share = mean over the map of z, all of the concept's neurons at a place / what it is where the concept is said
-    vote  = mean over places of min(share, 1)^(1/3) >= bar
+    share = mean over the map of z, all of the concept's neurons at a place, where it is twice its threshold (`LOUD`)
+            / what the mean of all z is where the concept is said
+    vote  = mean over places of min(share, 1)^(1/3) >= BAR
 
-By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. The
-bar is a concept's own where its file has one, found from prompts that people wrote (`learning/effects`), or `BAR`.
-A concept that is voted in is erased wherever its neurons are above zero: what their thresholds tell, whether it is
+By the root many places that fire weakly, as they do in a long prompt, count for more than one that fires strongly. A
+concept that is voted in is erased wherever its neurons are above zero: what their thresholds tell, whether it is
 there at all, is known by then, and they would leave what it adds to a prompt that names it after another. One that is
 voted out does nothing in that run, unless a later call votes it in, which takes more (`LATER`): there are many of them,
 and a picture that is half painted makes single places louder. That is also why a run which begins with a picture, or a
@@ -31,9 +31,8 @@ from .erasure import Erasure, NoiseLevel, at
 
 QUORUM = 3
 """Places from which on there is a vote."""
-BAR, LATER = 0.35, 0.6
-"""The vote from which on a concept is there: in the look at a run's beginning, unless its file says another; in each
-call after that."""
+BAR, LATER = 0.2, 0.4
+"""The vote from which on a concept is there: in the look at a run's beginning; in each call after that."""
 VOTED_IN, UNASKED, OUT = 0.0, 1.0, math.inf
 """How much of its threshold a concept's row has to pass."""
 NOISY = 0.25
@@ -50,8 +49,6 @@ class Voting:
         self.noisy, self.counts = noisy, {block: len(owners[block]) for block in erasures}
         parts = [edit.rows.statistics for erasure in erasures.values() for edit in erasure.edits]
         rows = [(place, owner) for place, block in enumerate(erasures) for owner in owners[block]]
-        bars = [edit.bars.get(name, BAR) for erasure in erasures.values() for edit in erasure.edits
-                for name in edit.names]
         told = [tells for part in parts for tells in (part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
         places = Counter(owner for _, owner in {row for row, tells in zip(rows, told, strict=True) if tells})
         asked = [owner for owner, count in places.items() if count >= QUORUM]
@@ -59,8 +56,6 @@ class Voting:
         self.size = len(erasures), len(voters) + 1
         self.cells = torch.tensor([place * self.size[1] + voters.get(owner, len(voters)) for place, owner in rows])
         self.heard = torch.tensor([*(places[owner] for owner in voters), 1])
-        own = {owner: bar for (_, owner), bar in zip(rows, bars, strict=True)}
-        self.bars = torch.tensor([*(own[owner] for owner in voters), BAR])
         self.usual, self._unasked = _joined(parts), any(owner not in voters for _, owner in rows)
         self._open: dict[Hashable, Tensor] = {}
         self._there: dict[torch.device, tuple[Tensor, ...]] = {}
@@ -97,14 +92,12 @@ class Voting:
     def count(self, key: Hashable, strengths: Mapping[Block, Tensor], sigma: float | NoiseLevel,
               look: bool = False) -> None:
         """Let in whom a call votes for; strengths: mean over the map of z, [B, F] of each place that ran; look:
-        by each concept's bar, and not by `LATER`. Where a place has other rows than the call, because something else
+        by `BAR`, and not by `LATER`. Where a place has other rows than the call, because something else
         arranges them, all are let in; where none ran there is no vote."""
         if not strengths:
             return
         if all(len(rows) == len(self._open[key]) for rows in strengths.values()):
-            votes = self.votes(strengths, sigma)
-            bars = self._on(votes.device)[3]
-            heard = votes >= (bars if look else bars.clamp_min(LATER))
+            heard = self.votes(strengths, sigma) >= (BAR if look else LATER)
             heard[:, -1] = False  # of those nobody is asked about
             self._need(key, torch.where(heard, VOTED_IN, OUT))
         else:
@@ -122,7 +115,7 @@ class Voting:
         """[B, concepts] in 0..1: those of the owners that are voted on, in order, and one that says nothing; a place
         that did not run votes 0."""
         some = next(iter(strengths.values()))
-        cells, heard, means, _ = self._on(some.device)
+        cells, heard, means = self._on(some.device)
         z = torch.cat([strengths[block] if block in strengths else some.new_zeros(len(some), count)
                        for block, count in self.counts.items()], 1)
         fired, usual = (self._by_owner(part, cells) for part in (z.float(), at(self.usual, means, sigma)[None]))
@@ -149,8 +142,7 @@ class Voting:
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._there:
-            self._there[device] = tuple(part.to(device) for part in (self.cells, self.heard, self.usual.means,
-                                                                     self.bars))
+            self._there[device] = tuple(part.to(device) for part in (self.cells, self.heard, self.usual.means))
         return self._there[device]
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from sae_models import hookpoint
 from sae_models.adapter import Block
-from sae_models.erasure import Edit, Erased, Erasure, _pre_activations, _threshold
-from sae_models.voting import LATER, UNASKED, VOTED_IN, Voting
+from sae_models.erasure import LOUD, Edit, Erased, Erasure, _pre_activations, _threshold
+from sae_models.voting import BAR, LATER, VOTED_IN, Voting
 
 from . import models  # noqa: F401  (puts ComfyUI on the path)
 from .rivals import EsdSettings, Teacher, teacher
@@ -37,7 +37,7 @@ ROUNDS, CANDIDATES, LIKED = 40, 12, 64
 SOFT = 0.1
 """Width of the gate's sigmoid backwards, in units of the threshold."""
 QUIET = 0.8
-"""How much of a concept's bar the vote of an attack that stays unheard may reach."""
+"""How much of the bar the vote of an attack that stays unheard may reach."""
 FAINT = 1e-5
 """What is added to how strongly a neuron fires before a vote: its root has no gradient at 0."""
 
@@ -67,9 +67,8 @@ class SoftErasure(Erasure):
         acts = self._gated(x, sigma, VOTED_IN)
         return Erased(self._edited(x, acts, sigma).mT, torch.cat([z.detach().amax((0, 2)) for z in acts]).gt(0))
 
-    def activations(self, x: Tensor, sigma: float, conditional: Tensor | None = None,
-                    x_in: Tensor | None = None, always: bool = False) -> list[Tensor]:
-        return self._gated(x, sigma, UNASKED)
+    def strengths(self, x: Tensor, sigma: float, x_in: Tensor | None = None) -> Tensor:
+        return torch.cat([z.mean(2) for z in self._gated(x, sigma, LOUD)], 1)
 
     def _gated(self, x: Tensor, sigma: float, needed: float) -> list[Tensor]:
         acts = []
@@ -104,11 +103,6 @@ class Victim:
             strengths[block] = self.erasures[block].strengths(output, sigma) + FAINT
         eps = self._hooked(x, time, context, {block: partial(listen, block) for block in self.erasures})
         return eps, Voting(self.erasures).votes(strengths, sigma)[:, 0]
-
-    def bar(self, first: bool) -> float:
-        """From which vote on the concept is there, in a run's first call or a later one."""
-        own = float(Voting(self.erasures).bars[0])
-        return own if first else max(own, LATER)
 
     def _hooked(self, x: Tensor, time: int, context: Tensor, seen: dict[Block, Callable[[Tensor], Tensor | None]]
                 ) -> Tensor:
@@ -179,7 +173,7 @@ class Seeker:
         asked = known.latents[rows], time, self.words.contexts(before, prompts)
         if attack.unheard:
             said, vote = self.victim.heard(*asked)
-            paid = attack.unheard * (vote / self.victim.bar(time == self.times.max()) - QUIET).relu().mean()
+            paid = attack.unheard * (vote / (BAR if time == self.times.max() else LATER) - QUIET).relu().mean()
         else:
             said = self.victim(*asked, attack.through)
             paid = attack.evasion * self.victim.loud()

@@ -4,9 +4,8 @@
 
 Scenes are begun that say a concept and that do not, in the words of the templates and in longer prompts: with the
 kind of words around that *Find Concept* itself puts there, and with words that it never saw. The places vote as they do
-before anything is edited (`sae_models/voting`). Said for the bars of the file, and for several that are the same for
-all concepts: in how many pictures that say a concept it is voted in, in how many that do not, and in how many of these
-it would fire somewhere in that call if nobody was asked.
+before anything is edited (`sae_models/voting`). Said for several bars, that of the voting among them: in how many
+pictures that say a concept it is voted in, and in how many that do not.
 """
 import argparse
 import random
@@ -28,7 +27,7 @@ from .places import Studio
 from .table import NAMES, Shot
 from .text import TEMPLATES
 
-BARS = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+BARS = (0.15, 0.18, 0.2, 0.22, 0.25, 0.3)
 ROUNDS, AT_ONCE = 4, 8
 """How often each object is said, and how many pictures are begun at once."""
 TAGS = ("masterpiece, best quality, highly detailed, sharp focus, soft light, 8k, award winning, trending",
@@ -70,8 +69,8 @@ class Polled:
         self.voting = host.effects.Voting(self.erasures)
         self.names = list(self.voting.voters)
 
-    def ask(self, studio: Studio, texts: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
-        """Of the first call of pictures with these prompts, [n, concepts]: the votes, and whether it fires anywhere."""
+    def ask(self, studio: Studio, texts: Sequence[str], seed: int) -> Tensor:
+        """The votes of the first call of pictures with these prompts, [n, concepts]."""
         strengths, found = {}, []
 
         def tap(block: Any, step: Any, output: Tensor, x_in: Tensor | None) -> Tensor:
@@ -83,17 +82,14 @@ class Polled:
             found.append(self.voting.votes(strengths, step.sigma)[:, :len(self.names)])
         painter = studio.host.painting.Painter(studio.model, studio.clip, studio.painting)
         painter.paint(texts, torch.Generator().manual_seed(seed), (0,), look)
-        return found[0], found[0].gt(0)
+        return found[0]
 
 
-def row(votes: Tensor, fires: Tensor, says: Tensor, own: Tensor) -> dict[str, Any]:
-    """In per cent, of votes and says [pictures, concepts]; own: each concept's bar."""
+def row(votes: Tensor, says: Tensor) -> dict[str, dict[str, float]]:
+    """{bar: voted in, in per cent}, of votes and says [pictures, concepts]."""
     def share(flags: Tensor) -> float:
         return round(100 * float(flags.float().mean()), 2)
-    bars = {"the file's": own} | {f"{bar:g}": torch.full_like(own, bar) for bar in BARS}
-    return {"fires unsaid": share(fires[~says]),
-            "voted in": {name: {"said": share((votes >= bar)[says]), "unsaid": share((votes >= bar)[~says])}
-                         for name, bar in bars.items()}}
+    return {f"{bar:g}": {"said": share((votes >= bar)[says]), "unsaid": share((votes >= bar)[~says])} for bar in BARS}
 
 
 def main() -> None:
@@ -106,10 +102,9 @@ def main() -> None:
         polled = Polled(studio, options.concepts)
         says = torch.tensor([[name in said(shot) for name in polled.names] for shot in shots])
         for kind, longer in LONGER.items():
-            parts = [polled.ask(studio, [longer(shot.text) for shot in shots[i:i + AT_ONCE]], i)
+            votes = [polled.ask(studio, [longer(shot.text) for shot in shots[i:i + AT_ONCE]], i)
                      for i in range(0, len(shots), AT_ONCE)]
-            votes, fires = (torch.cat(column) for column in zip(*parts, strict=True))
-            rows[kind] = row(votes, fires, says, polled.voting.bars[:-1])
+            rows[kind] = row(torch.cat(votes), says)
             print(kind, rows[kind], flush=True)
     write_json(RESULTS / "voting.json", {"concepts": len(polled.names), "pictures": len(shots), "by prompt": rows})
 

@@ -93,7 +93,7 @@ def figures(host: ComfyHost, find: Found, word: str) -> dict[str, float | None]:
     verdict = load_judge().verdict(paint(host, erasing(FILE), task, 1000))
     said = {what: 100 * share for what, share in concept.measured.items()}
     row: dict[str, Any] = {"seconds": seconds, "kB a place": made.stat().st_size / 1000 / len(headers),
-                           "neurons": len(concept.latents), "bar": concept.bar} | said
+                           "neurons": len(concept.latents)} | said
     return {what: value if value is None else round(value, 2)
             for what, value in (row | asdict(table.score(task, verdict))).items()}
 

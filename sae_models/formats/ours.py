@@ -82,8 +82,7 @@ def write_places(path: str | Path, parts: Sequence[Part], dtype: torch.dtype = t
 
 
 def note_measured(path: Path, shares: Mapping[str, Mapping[str, float]]) -> None:
-    """Write what was measured of some concepts, by name, into a file, and their "bar" where that is among it; nothing
-    else of it changes.
+    """Write what was measured of some concepts, by name, into a file; nothing else of it changes.
 
     Raises SaeError when the disk is full.
     """
@@ -92,9 +91,8 @@ def note_measured(path: Path, shares: Mapping[str, Mapping[str, float]]) -> None
         tensors = {name: file.get_tensor(name).clone() for name in names}  # Windows replaces no file that is mapped
     data = json.loads(metadata[METADATA_KEY])
     for concept in data["concepts"]:
-        found = dict(shares.get(concept["name"], {}))
-        concept |= {"bar": found.pop("bar")} if "bar" in found else {}
-        concept |= {"measured": found} if found else {}
+        if found := shares.get(concept["name"]):
+            concept["measured"] = dict(found)
     write_tensors(path, tensors, metadata | {METADATA_KEY: json.dumps(data)})
 
 
@@ -167,8 +165,8 @@ def _describe_places(headers: Sequence[Header], concepts: Mapping[str, list[tupl
 def _described(concept: Concept) -> dict[str, Any]:
     """A concept as JSON has it; what was not measured is left out."""
     data = {"name": concept.name, "latents": concept.latents, "kind": concept.kind, "description": concept.description,
-            "measured": concept.measured and dict(concept.measured), "bar": concept.bar,
-            "pictures": concept.pictures, "told_from": concept.told_from or None}
+            "measured": concept.measured and dict(concept.measured), "pictures": concept.pictures,
+            "told_from": concept.told_from or None}
     return {what: value for what, value in data.items() if value is not None}
 
 
@@ -276,9 +274,8 @@ def _latents(concept: Mapping[str, Any], places: int) -> dict[int, list[int]]:
 
 
 def _concept(data: Mapping[str, Any], latents: Sequence[int]) -> Concept:
-    measured, bar, pictures = data.get("measured"), data.get("bar"), data.get("pictures")
+    measured, pictures = data.get("measured"), data.get("pictures")
     return Concept(data["name"], tuple(int(latent) for latent in latents), _text(data.get("kind", "")),
                    _text(data.get("description", "")),
                    None if measured is None else {_text(what): float(share) for what, share in measured.items()},
-                   None if bar is None else float(bar), None if pictures is None else int(pictures),
-                   tuple(map(_text, data.get("told_from", ()))))
+                   None if pictures is None else int(pictures), tuple(map(_text, data.get("told_from", ()))))

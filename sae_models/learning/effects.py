@@ -1,7 +1,6 @@
 """How much of a concept an eraser removes from the user's own model, and how much else it touches: `measuring` on
 pictures it did not learn from, through all of sampling."""
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,21 +8,15 @@ import torch
 from torch import Tensor
 
 from ..adapter import Block
-from ..concepts import bars
 from ..erasure import Edit, Erasure
 from ..table import Table
-from ..voting import BAR, Voting
+from ..voting import Voting
 from .collect import HELD_OUT
 from .measuring import Effect
 from .painting import Painter, Step
 
 STEPS = 6
 """Steps of a picture at which is measured, evenly over sampling."""
-
-ASKED = 64
-"""Prompts that say a concept, from whose votes its bar is found."""
-MISSED, BELOW, HIGHEST = 1 / 64, 0.9, 0.5
-"""Share of them that may be heard less; what the bar is of that vote, and at most: nobody tried all prompts."""
 
 Eraser = Mapping[Block, Erasure]
 
@@ -42,22 +35,13 @@ def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tu
     return {key: trial.effect for key, trial in trials.items()}
 
 
-def checked(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]], others: Sequence[str],
-            written: bool) -> tuple[Effect, float | None]:
-    """What an eraser of one concept does on other pictures than those of `effects`, and the bar that is found for it
-    before: a little below its votes about prompts that say it. None where its places do not vote, and where nobody has
-    `written` the prompts: a concept is heard less in what people paint than in prompts that are all alike."""
+def checked(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]], others: Sequence[str]) -> Effect:
+    """What an eraser does on other pictures than those of `effects`."""
     trial, batch = _Trial(eraser), painter.painting.batch
     pairs, rest = _some(said, batch, batch), _some(others, batch, batch)
-    heard = [text for text, _ in _some(said, ASKED)] if written and trial.voting.voters else []
-    painter.read([*(text for pair in pairs for text in pair), *rest, *heard])
-
-    def look(step: Step) -> None:
-        if heard and trial.bar is None:
-            trial.find_bar(step, heard)
-        _look([trial], pairs, rest, step)
-    _paint(painter, 1, pairs, look)
-    return trial.effect, trial.bar
+    painter.read([*(text for pair in pairs for text in pair), *rest])
+    _paint(painter, 1, pairs, partial(_look, [trial], pairs, rest))
+    return trial.effect
 
 
 def _some(texts: Sequence[Any], count: int, first: int = 0) -> list[Any]:
@@ -76,7 +60,7 @@ def ablating(blocks: Sequence[Block], tables: Sequence[Table]) -> Eraser:
     """All concepts of the tables switched off, each table at its block."""
     def erasure(block: Block, part: Table) -> Erasure:
         names = tuple(concept.name for concept in part.concepts for _ in concept.latents)
-        edit = Edit(names, part.rows, torch.ones(len(names)), bars=bars(part.concepts))
+        edit = Edit(names, part.rows, torch.ones(len(names)))
         return Erasure([edit], residual=block.residual)
     return {block: erasure(block, part) for block, part in zip(blocks, tables, strict=True)}
 
@@ -86,26 +70,6 @@ class _Trial:
 
     def __init__(self, eraser: Eraser) -> None:
         self.eraser, self.voting, self.effect = eraser, Voting(eraser), Effect()
-        self.bar: float | None = None
-
-    def find_bar(self, step: Step, said: Sequence[str]) -> None:
-        """Of the only concept, from prompts that say it."""
-        at_once = len(step.t)
-        votes = torch.cat([self._heard(step, _some(said, at_once, i)) for i in range(0, len(said), at_once)])
-        self.bar = round(float((BELOW * votes[:len(said)].quantile(MISSED)).clamp(BAR, HIGHEST)), 3)
-        self.eraser = {block: Erasure([replace(edit, bars=dict.fromkeys(edit.names, self.bar)) for edit in one.edits],
-                                      one.residual) for block, one in self.eraser.items()}
-        self.voting = Voting(self.eraser)
-
-    def _heard(self, step: Step, texts: Sequence[str]) -> Tensor:
-        """The only concept's vote about each of as many prompts as there are pictures."""
-        found: dict[Block, Tensor] = {}
-
-        def look(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
-            self.look(block, step.sigma, found, output, x_in)
-            return output
-        step.predict(texts, {block: partial(look, block) for block in self.eraser})
-        return self.voting.votes(found, step.sigma)[:, 0]
 
     def look(self, block: Block, sigma: float, found: dict[Block, Tensor], output: Tensor, x_in: Tensor | None) -> None:
         if block in self.eraser:

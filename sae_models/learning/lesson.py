@@ -1,7 +1,7 @@
 """What is to be learned, and from which prompts: what nodes, sidebar and commands share."""
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..concepts import Concept
@@ -20,14 +20,12 @@ MEASURED = 2
 
 @dataclass(frozen=True)
 class Lesson:
-    """What an SAE shall learn, from how many pictures. held_out: prompts that are not painted to learn from; written:
-    somebody wrote the prompts, as what is going to be painted; ours are narrower."""
+    """What an SAE shall learn, from how many pictures. held_out: prompts that are not painted to learn from."""
     subjects: Sequence[Subject]
     prompts: Sequence[Prompt]
     painting: Painting
     pictures: int
     held_out: Sequence[Prompt] = ()
-    written: bool = field(default=False, repr=False)
 
     @property
     def chunks(self) -> int:
@@ -48,7 +46,7 @@ def lesson(concepts: str, templates: str, painting: Painting, pictures: int) -> 
     prompts = expand(templates if templates.strip() else default_templates(subjects), subjects)
     if pictures < painting.batch:
         raise SaeError(f"expected at least {painting.batch} pictures to learn from (one batch), got {pictures}")
-    return Lesson(subjects, prompts, painting, pictures, written=bool(templates.strip()))
+    return Lesson(subjects, prompts, painting, pictures)
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ def search(concepts: str, contrast: str, templates: str, known: Sequence[Concept
     """
     others = parse_subjects(contrast) if contrast.strip() else [
         Subject(c.name, c.kind or "object", c.description or c.name) for c in known]
-    found = search_for(parse_subjects(concepts), others, templates, painting, pictures)
-    return replace(found, lesson=replace(found.lesson, written=bool(templates.strip())))
+    return search_for(parse_subjects(concepts), others, templates, painting, pictures)
 
 
 def search_for(wanted: Sequence[Subject], others: Sequence[Subject], templates: str, painting: Painting,

@@ -154,11 +154,8 @@ def _mean(values: Collection[float]) -> float:
 
 
 def measured(report: Report, shares: Mapping[str, Mapping[str, float]]) -> Report:
-    """The report with what was measured of some concepts, by name: {"removed": ..., "touched": ...}; their
-    bar says nothing to people."""
-    def of(name: str) -> dict[str, float]:
-        return {what: share for what, share in shares.get(name, {}).items() if what != "bar"}
-    return replace(report, concepts=tuple(replace(c, **of(c.name)) for c in report.concepts))
+    """The report with what was measured of some concepts, by name: {"removed": ..., "touched": ...}."""
+    return replace(report, concepts=tuple(replace(c, **shares.get(c.name, {})) for c in report.concepts))
 
 
 def from_json(path: Path) -> Report:

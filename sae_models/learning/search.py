@@ -143,8 +143,8 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
     tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
     n = fewest_neurons(tried)
-    checked, bar = effects.checked(painter, effects.ablating(blocks, rows[n]), *trials, what.lesson.written)
+    checked = effects.checked(painter, effects.ablating(blocks, rows[n]), *trials)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
-    known = {"measured": checked.shares, "bar": bar} | what.found_with
+    known = {"measured": checked.shares} | what.found_with
     return [table.described(part, **known) for part in rows[n]], words

@@ -56,8 +56,3 @@ def test_a_search_learns_from_long_prompts_and_is_measured_on_others():
     for part in texts:
         assert any("," in text for text in part) and any("," not in text for text in part)
     assert not set(texts[0]) & set(texts[1])
-
-
-def test_a_search_knows_whether_somebody_wrote_its_prompts():
-    for templates, written in (("a photo of {}", True), (" \n", False)):
-        assert search("cat", "dog, bear", templates, (), Painting(), 32).lesson.written is written

@@ -69,18 +69,14 @@ def test_a_concepts_neurons_at_a_place_count_together():
     assert vote(Voting(both), strengths).tolist() == [[False, False], [True, True]]
 
 
-def test_a_concept_is_let_in_by_its_own_bar_where_its_file_has_one_and_later_calls_by_no_lower_one():
-    bars = {"cat": 0.5, "dog": 0.3}
-    own = {block: Erasure([replace(one.edits[0], bars=bars)]) for block, one in erasures().items()}
-    votes = {False: fired(*[(2 * 0.45 ** 3, 2 * 0.32 ** 3)] * 6), True: fired(*[(2 * 0.55 ** 3, 2 * 0.28 ** 3)] * 6)}
-    assert vote(Voting(own), votes[False]).tolist() == [[False, True]]
-    assert vote(Voting(own), votes[True]).tolist() == [[True, False]]
-    voting = Voting(own)
+def test_later_calls_let_in_what_is_louder_only():
+    voting = Voting(erasures())
     vote(voting, fired(*[(0.0, 0.0)] * 6))
-    voting.count("run", votes[True], 5.0)
+    between, above = (2 * share ** 3 for share in ((BAR + LATER) / 2, 1.1 * LATER))
+    voting.count("run", fired(*[(between, between)] * 6), 5.0)
     assert may_fire(voting.open("run")[PLACES[0]]).tolist() == [[False, False]]
-    voting.count("run", fired(*[(2 * 0.65 ** 3, 2 * 0.65 ** 3)] * 6), 5.0)
-    assert may_fire(voting.open("run")[PLACES[0]]).tolist() == [[True, True]]
+    voting.count("run", fired(*[(above, between)] * 6), 5.0)
+    assert may_fire(voting.open("run")[PLACES[0]]).tolist() == [[True, False]]
 
 
 def test_who_is_at_too_few_places_or_does_not_say_how_strongly_it_fires_acts_wherever_it_does():

@@ -10,7 +10,7 @@ from sae_models.adapter import Block
 from sae_models.concepts import Statistics
 from sae_models.erasure import Edit, Erasure
 from sae_models.formats import Rows
-from sae_models.voting import Voting
+from sae_models.voting import BAR, LATER, Voting
 
 WIDTH, THRESHOLD = 32, 0.01
 SAID, UNSAID = ["a cat, noto style", "a cat and a castle"], ["noto style", "a castle"]
@@ -85,7 +85,8 @@ def test_an_attack_past_the_vote_sees_the_model_as_it_is_and_pays_for_being_hear
     for block in victim.erasures:
         hookpoint.find(victim.unet, block.hookpoint)._forward_hooks.clear()
     vote = Voting(victim.erasures).votes(places, sigma)[:, 0]
-    over = (vote / victim.bar(time == int(unheard.known.times.max())) - attacking.QUIET).relu().mean()
+    bar = BAR if time == int(unheard.known.times.max()) else LATER
+    over = (vote / bar - attacking.QUIET).relu().mean()
     assert over > 0
     torch.testing.assert_close(loss - blind.loss(words, *rows), 5 * over, rtol=0.05, atol=1e-3)
     loss.backward()

@@ -172,8 +172,10 @@ def test_typing_moves_the_ticks_and_keeps_what_the_sae_does_not_know(page):
 
 def test_what_the_node_would_refuse_is_marked(page):
     _, node = canvas.linked_picker(page, "animals.safetensors", text="cat:7, dog:much, bear, bear, rose:-1")
-    for name, invalid in {"cat": "true", "dog": "true", "bear": "false", "rose": "true"}.items():
-        expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
+    for actuator, rose in {"amount": "false", "ablate": "true"}.items():
+        canvas.set_widget(page, node, "actuator", actuator)
+        for name, invalid in {"cat": "true", "dog": "true", "bear": "false", "rose": rose}.items():
+            expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
     expect(canvas.row(page, "bear")).to_contain_text("listed twice")
     canvas.set_widget(page, node, "actuator", "steer")
     for name, invalid in {"cat": "false", "dog": "true", "rose": "false"}.items():
@@ -288,7 +290,7 @@ def test_an_amount_has_a_slider_beside_its_number(page):
         expect(canvas.strength(page, name)).to_have_attribute("aria-invalid", invalid)
 
 
-def test_a_long_name_is_seen_whole_on_two_lines(page):
+def test_a_long_name_is_seen_whole_on_several_lines(page):
     canvas.linked_picker(page, "measured.safetensors", text=LONG)
     name = canvas.row(page, LONG).locator(".saemnesia-name")
     assert name.evaluate("(name) => name.scrollHeight <= name.clientHeight && name.clientHeight > 20")
@@ -568,7 +570,7 @@ def test_the_page_reads_a_long_text_in_proportion_to_its_length(page):
 
 def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page):
     """The example workflow with another concept ticked, saved, loaded in a fresh page and run there."""
-    canvas.load(page, json.loads((REPO / "example_workflows" / "Tick concepts.json").read_text("utf-8")))
+    canvas.load(page, json.loads((REPO / "example_workflows" / "Tick-concepts.json").read_text("utf-8")))
     canvas.wait_for_list(page)
     canvas.tick(page, "cat")
     canvas.tick(page, "rose")

@@ -74,6 +74,7 @@ const CSS = `
   line-height: 17px; overflow-wrap: anywhere; color: var(--descrip-text); }
 .saemnesia-name { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden;
   overflow-wrap: anywhere; line-height: 15px; }
+.saemnesia-slides .saemnesia-name { -webkit-line-clamp: 4; }
 .saemnesia-into { overflow: hidden; white-space: nowrap; text-overflow: ellipsis; color: var(--descrip-text); }
 .saemnesia-note { flex: 0 1 auto; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; font-size: 11px;
   color: var(--error-text); }
