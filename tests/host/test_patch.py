@@ -342,5 +342,5 @@ def test_a_relative_is_told_by_its_blocks_and_widths(unet, saes):
     paired = patcher_of(unet, comfy.supported_models.SD15_instructpix2pix({}))
     assert len(patch.check_base(paired, saes[1])) == len(ATTENTIONS)
     assert HOOKPOINT in str(patch.check_base(paired, saes[0])) and FIRING[0] == "cat"
-    with pytest.raises(module("sae_models.errors").SaeError, match="a sd15 model and this one is svd_img2vid"):
+    with pytest.raises(module("sae_models.errors").SaeError, match="is for SD 1.x, and this model is svd_img2vid"):
         patch.check_base(patcher_of(unet, comfy.supported_models.SVD_img2vid({})), saes[0])

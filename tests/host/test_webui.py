@@ -180,7 +180,7 @@ def test_what_is_not_there_is_not_erased_and_what_is_costs_a_call_of_each_kind(r
     assert len(calls) == 2 * once + kinds
 
 
-SCHEDULED = SimpleNamespace(batch=[[SimpleNamespace(schedules=[SimpleNamespace(end_at_step=0),
+SCHEDULED = SimpleNamespace(batch=[[SimpleNamespace(schedules=[SimpleNamespace(end_at_step=1),
                                                                SimpleNamespace(end_at_step=3)])]])
 
 
@@ -389,7 +389,7 @@ def test_the_sae_is_never_part_of_the_model(webui):
 
 
 def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
-    by_position = webui.generate(True, SAE, "cat:0.5", "ablate", 0.1, 0.9, "both", True, BLOCK)
+    by_position = webui.generate(True, SAE, "cat:0.5", "amount", 0.1, 0.9, "both", True, BLOCK)
     by_dict = webui.generate({"sae": SAE, "concepts": "cat:0.5", "start": 0.1, "end": 0.9, "apply_to": "both",
                               "hookpoint": BLOCK}, 1, 2)
     assert same(by_position, by_dict) and not same(by_dict, webui.generate(*CAT))
@@ -409,7 +409,8 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, "gone.safetensors", "cat"), "no SAE 'gone.safetensors' in .*sae: put the file there"),
     ((True, "../animals.safetensors", "cat"), "there is no SAE"),
     ((True, SAE, ""), "no concept is chosen"), ((True, SAE, "catt"), "has no concept 'catt'; nearest: cat"),
-    ((True, SAE, "cat:2"), "expected a strength of 0 to 1 for 'cat'"),
+    ((True, SAE, "cat:2", "ablate"), "expected a strength of 0 to 1 for 'cat'"),
+    ((True, SAE, "cat:2.1"), "expected a strength of -1 to 2 for 'cat' with amount"),
     ((True, "folder/sdxl.safetensors", "cat"), "is for SDXL, and this model is SD 1.x"),
     ((True, SAE, "cat", "ablate", 0, 1, "both", True, "up_blocks.7.attentions.0"),
      "was trained on up_blocks.0.attentions.1, not on up_blocks.7.attentions.0: leave 'hookpoint' empty"),
@@ -772,7 +773,7 @@ def test_infotext_is_written_after_the_erasure_and_not_before(webui):
             self.seen.append(dict(p.extra_generation_params))
     p = Processing(script_args=CAT, scripts=(webui.script, Looks()))
     erased = webui.run(p)
-    assert Looks.seen == [{}] and erased.infotexts[0]["SAEmnesia actuator"] == "amount"
+    assert Looks.seen == [{}] and erased.infotexts[0]["SAEmnesia actuator"] == "ablate"
     p.script_args = (False,)
     assert texts(webui.run(p)) == "[]"  # a script that runs the same object again
 
@@ -943,7 +944,7 @@ def more(models) -> Iterator[str]:
 @pytest.mark.parametrize("name", ["webui", "forge"])
 def test_concepts_of_several_files_are_erased_in_one_run(request, models, more, name):
     host = request.getfixturevalue(name)
-    edits = [build_edits(LoadedSae.read(file, models / "sae" / file), text, Actuator.ABLATE)[0][1]
+    edits = [build_edits(LoadedSae.read(file, models / "sae" / file), text, Actuator.AMOUNT)[0][1]
              for file, text in ((SAE, "cat"), (more, "fox:0.5"))]
     erasure, now = Erasure(edits), {}
     host.spy = lambda sigma, conditional: now.update(sigma=sigma)
