@@ -251,7 +251,7 @@ def test_search_hides_other_rows_and_empty_groups(page):
 
 
 def test_a_strength_out_of_range_is_marked(page):
-    text(page).fill("cat:2")
+    text(page).fill("cat:2.5")
     expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "true")
     text(page).fill("cat:0.5")
     expect(row(page, "cat").get_by_label("Strength of cat")).to_have_attribute("aria-invalid", "false")
