@@ -19,10 +19,10 @@ REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "example_workflows"
 LESS = {"Find-a-concept": {"contrast": "dog = a dog\nrose = a rose", "neurons": 1, "pictures": 16},
         "Train-an-SAE": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 17, "training_steps": 30},
-        "Erase-words": {"pictures": 8}, "Swap": {"pictures": 8}}
+        "Erase-words": {"pictures": 8}}
 """What is asked for here of the nodes that learn, for the time it takes; people get what the files say."""
 LEARNING = {"Find-a-concept": "SAEmnesiaFindConcept", "Train-an-SAE": "SAEmnesiaTrain",
-            "Erase-words": "SAEmnesiaEraseWords", "Swap": "SAEmnesiaEraseWords"}
+            "Erase-words": "SAEmnesiaEraseWords"}
 WRITTEN = {"Compare": (), "Tick-concepts": (), "Find-a-concept": ("found",), "Map-and-inpaint": (),
            "Train-an-SAE": ("my concepts",), **dict.fromkeys(OWN_CHECKPOINT, ("minicanvas *",))}
 
@@ -56,6 +56,8 @@ def test_an_example_keeps_its_values_and_runs(browser, comfy, example):
     for name, value in LESS.get(example, {}).items():
         (node,) = [node["id"] for node in workflow["nodes"] if node["type"] == LEARNING[example]]
         canvas.set_widget(page, node, name, value)
+    if example == "Swap":  # Erase-words with another word, which would take its time again
+        return page.context.close()
     canvas.keep_what_is_said(page)
     assert len(set(canvas.queue_and_wait(page))) >= 2
     if example in ("Find-a-concept", "Map-and-inpaint", *OWN_CHECKPOINT):
