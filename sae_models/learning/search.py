@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import table
 from ..adapter import Block
+from ..erasure import LOUD
 from ..errors import SaeError
 from ..formats import Header
 from ..storage import check_writable
@@ -21,7 +23,7 @@ from .collect import Collector
 from .lesson import Lesson, Search
 from .losses import Weights
 from .maps import Maps, joined
-from .measuring import NEURONS, fewest_neurons
+from .measuring import NEURONS, Effect, fewest_neurons
 from .painting import Painter
 from .prompts import trial
 
@@ -35,6 +37,9 @@ ALONE = Weights(push=0.2, silence=5.0)
 all of it can be told from a token alone. And to be silent elsewhere counts more than to carry all of it."""
 TOGETHER = replace(ALONE, silence=0.2)
 """Of places that vote: where nothing of the concept is said, they say so, and each may carry all that it can."""
+LITTLE = 0.4
+"""Share that is removed, below which it is tried whether lower thresholds remove more: a concept that hardly stands out
+from others is else not heard at all."""
 ROOM = 2 * 2**30
 """Bytes that fitting a place takes at most: SDXL's tokens have 1280 numbers."""
 log = logging.getLogger("saemnesia")
@@ -143,8 +148,26 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
     tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
     n = fewest_neurons(tried)
-    checked = effects.checked(painter, effects.ablating(blocks, rows[n]), *trials)
+    parts, checked = _heard_by(painter, blocks, rows[n], trials)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
     known = {"measured": checked.shares} | what.found_with
-    return [table.described(part, **known) for part in rows[n]], words
+    return [table.described(part, **known) for part in parts], words
+
+
+def _heard_by(painter: Painter, blocks: Sequence[Block], parts: list[Table], trials: Sequence[Any]
+              ) -> tuple[list[Table], Effect]:
+    """Every place's rows of a concept, with thresholds by which it is heard, and what they do."""
+    effect = effects.checked(painter, effects.ablating(blocks, parts), *trials)
+    if effect.removed >= LITTLE or len(blocks) < QUORUM:
+        return parts, effect
+    lower = [_lowered(part) for part in parts]
+    other = effects.checked(painter, effects.ablating(blocks, lower), *trials)
+    return (lower, other) if other.amiss < effect.amiss else (parts, effect)
+
+
+def _lowered(part: Table) -> Table:
+    """What passed its thresholds once counts in a vote."""
+    statistics = part.rows.statistics
+    lower = replace(statistics, thresholds=statistics.thresholds / LOUD)
+    return replace(part, rows=replace(part.rows, statistics=lower))

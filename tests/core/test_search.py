@@ -10,6 +10,7 @@ from sae_models.adapter import Block
 from sae_models.learning import search, words
 from sae_models.learning.lesson import Lesson
 from sae_models.learning.maps import Maps
+from sae_models.learning.measuring import Effect
 from sae_models.learning.prompts import parse_subjects
 from sae_models.voting import QUORUM
 
@@ -82,3 +83,22 @@ def test_places_that_vote_carry_more_of_what_is_hard_to_tell_than_one_alone():
         difference = (maps.tokens - maps.without)[shown]
         return float((difference - z @ table.rows.W_dec).square().sum() / difference.square().sum())
     assert left(QUORUM) < 0.7 * left(QUORUM - 1)
+
+
+def test_a_concept_that_hardly_stands_out_is_heard_by_lower_thresholds(monkeypatch):
+    """Where it helps, by what is measured; one that is removed well keeps its own."""
+    [part] = search.own_tables(SimpleNamespace(make_room=lambda room: torch.device("cpu"), going_on=lambda doing: None),
+                               [alike(1)] * 1, SimpleNamespace(wanted=SUBJECTS[:1]), [1])[1]
+    own, blocks = part.rows.statistics.thresholds, [object()] * QUORUM
+
+    def heard(removed: dict[float, float]) -> tuple[float, float]:
+        """(how much of its thresholds it keeps, what is removed); removed: by that share."""
+        share = lambda parts: round(float((parts[0].rows.statistics.thresholds / own).mean()), 2)  # noqa: E731
+        monkeypatch.setattr(search.effects, "ablating", lambda blocks, parts: share(parts))
+        monkeypatch.setattr(search.effects, "checked", lambda painter, eraser, *trials: Effect(
+            1 - removed[eraser], 0.0, 1.0))
+        parts, effect = search._heard_by(None, blocks, [part] * QUORUM, ())
+        return share(parts), round(effect.removed, 2)
+    assert heard({1.0: 0.9}) == (1.0, 0.9)
+    assert heard({1.0: 0.1, 0.5: 0.6}) == (0.5, 0.6)
+    assert heard({1.0: 0.1, 0.5: 0.05}) == (1.0, 0.1)
