@@ -1,6 +1,6 @@
-"""The pictures of the example workflows, of the help pages and of the web UI's sidebar. Needs `make test`'s packages.
+"""The pictures of the example workflows and of the help pages. Needs `make test`'s packages.
 
-    .host/venv/bin/python -m tools.help_pictures [Compare ... sidebar]
+    .host/venv/bin/python -m tools.help_pictures [Compare ... alone]
 
 Each example runs as it loads; its picture is what it paints, before and after.
 """
@@ -9,22 +9,19 @@ import io
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 from tools.comfy_host import COMFY, ComfyHost
 from tools.on_minicanvas import OWN_CHECKPOINT, on_minicanvas
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "core")]
+sys.path.insert(0, str(REPO / "tests"))
 
 import widget_helpers as canvas  # noqa: E402
-
-from tests.host import test_webui_page as sidebar_page  # noqa: E402
 
 EXAMPLES = REPO / "example_workflows"
 HELP = REPO / "web" / "docs"
@@ -103,7 +100,10 @@ def before_and_after(name: str) -> Callable[[Page], None]:
 def alone(page: Page) -> None:
     for kind in ALONE:
         canvas.load(page, canvas.EMPTY)
-        _, node = canvas.linked_picker(page, "minicanvas.safetensors", kind, "cat, rose")
+        loader = canvas.add(page, canvas.LOADER, 60, sae_name="minicanvas.safetensors")
+        node = canvas.add(page, kind, 480, concepts="cat, rose")
+        canvas.link(page, loader, node)
+        page.wait_for_timeout(2000)
         shot(page, node).save(HELP / f"{kind}.jpg", quality=88)
 
 
@@ -116,44 +116,17 @@ def example(page: Page, name: str) -> None:
         shot(page, node).save(HELP / f"{kind}.jpg", quality=88)
 
 
-def sidebar(browser: Browser) -> None:
-    """docs/webui.png: the sidebar in the gradio of A1111's successors, around it the stand-in of the tests."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "sae").mkdir()
-        shutil.copy(REPO / "benchmarks" / "minicanvas" / "weights" / "concepts.safetensors",
-                    Path(folder) / "sae" / "minicanvas.safetensors")
-        served = sidebar_page.Served("gradio-4", Path(folder))
-        try:
-            served.wait()
-            page = browser.new_page(viewport={"width": 640, "height": 1600})
-            page.goto(f"{served.url}/page/", wait_until="domcontentloaded")
-            panel = page.locator(".saemnesia-panel").first
-            panel.locator(".label-wrap").first.click(timeout=60_000)
-            page.evaluate(sidebar_page.SHIM)
-            page.add_style_tag(url=f"{served.url}/style.css")
-            page.add_script_tag(url=f"{served.url}/javascript/saemnesia.mjs", type="module")
-            sidebar_page.row(page, "cat").get_by_role("checkbox").check()
-            page.wait_for_timeout(2000)
-            panel.screenshot(path=REPO / "docs" / "webui.png")
-        finally:
-            served.process.kill()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = [*PICTURED, "alone", "sidebar"]
+    everything = [*PICTURED, "alone"]
     parser.add_argument("which", nargs="*", metavar="WHICH", help=f"of {', '.join(everything)}; all of them")
     which = parser.parse_args().which or everything
-    with sync_playwright() as playwright:
+    with ComfyHost(threads=2) as host, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        if {*which} - {"sidebar"}:
-            with ComfyHost(threads=2) as host:
-                page = canvas.open_page(browser, host, nodes2=False)
-                page.set_viewport_size({"width": 2400, "height": 1700})
-                for name in (one for one in which if one != "sidebar"):
-                    alone(page) if name == "alone" else example(page, name)
-        if "sidebar" in which:
-            sidebar(browser)
+        page = canvas.open_page(browser, host, nodes2=False)
+        page.set_viewport_size({"width": 2400, "height": 1700})
+        for name in which:
+            alone(page) if name == "alone" else example(page, name)
 
 
 if __name__ == "__main__":
