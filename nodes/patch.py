@@ -208,10 +208,11 @@ class Patch:
     def _chunks(self, options: Mapping[str, Any]) -> Sequence[int]:
         """For each equal chunk of a batch whether it is of the prompt, which is 0: some guiders number the negative one
         so, and who asks for the negative one alone."""
-        numbers = options.get("cond_or_uncond") or ()
-        uuids = options.get("uuids") or [None] * len(numbers)
+        numbers, uuids = options.get("cond_or_uncond") or (), options.get("uuids") or ()
+        if len(uuids) != len(numbers):  # somebody splits the host's calls
+            uuids = [None] * len(numbers)
         other = [(number == 0) == self._negative_first for number in numbers]
-        return [int(one or uuid in self._negatives) for one, uuid in zip(other, uuids, strict=False)]
+        return [int(one or uuid in self._negatives) for one, uuid in zip(other, uuids, strict=True)]
 
     def _looked(self, call: _Call, key: Hashable, x: torch.Tensor, t: torch.Tensor,
                 run: Callable[[_Call, torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor | None:

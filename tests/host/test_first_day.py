@@ -10,7 +10,7 @@ from widget_helpers import ERASE, LOADER
 from tools.comfy_host import COMFY, NEWEST_FRONTEND, ComfyHost, HostError
 
 FRONTENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_FRONTEND))}
-WAYS = ("use SAEmnesia Erase Words, which needs none", "download or copy a file there",
+WAYS = ("use SAEmnesia Erase Words, which needs none", "press Download..., or copy a file there",
         "make one with SAEmnesia Find Concept or Train")
 NONE = "(no file in models/sae yet)"
 
