@@ -97,7 +97,7 @@ def _shares(painter: Painter, what: Lesson, out: Path, name: str) -> dict[str, t
     parts = read_tables(out, sae.choose([name]))
     eraser = effects.ablating([Block.of(header) for header, _ in parts], [table for _, table in parts])
     number = [subject.name for subject in what.subjects].index(name)
-    effect = effects.checked(painter, eraser, *trial(number, what.held_out, what.prompts))
+    effect = effects.effects(painter, {1: eraser}, *trial(number, what.held_out, what.prompts), batch=effects.CHECK)[1]
     if not all(map(math.isfinite, effect.shares.values())):
         raise SaeError(f"'{name}' could not be measured: the model predicts values that are no numbers (NaN or "
                        f"infinite); {out.name} is complete and can be used")

@@ -17,34 +17,27 @@ from .painting import Painter, Step
 
 STEPS = 6
 """Steps of a picture at which is measured, evenly over sampling."""
+CHECK = 1
+"""Number of the batch by which nothing was chosen."""
 
 Eraser = Mapping[Block, Erasure]
 
 
-def effects(painter: Painter, erasers: Mapping[float, Eraser], said: Sequence[tuple[str, str]],
-            others: Sequence[str]) -> dict[float, Effect]:
+def effects(painter: Painter, erasers: Mapping[int, Eraser], said: Sequence[tuple[str, str]], others: Sequence[str],
+            batch: int = 0) -> dict[int, Effect]:
     """What each of several erasers does, on the same pictures.
 
     said: prompts that say the concept, each with the same without it, which is what is painted: as an eraser that does
-    its job leaves the picture; others: prompts that do not say it.
+    its job leaves the picture; others: prompts that do not say it; batch: another number, other pictures.
     """
-    trials = {key: _Trial(eraser) for key, eraser in erasers.items()}
-    pairs, rest = _some(said, painter.painting.batch), _some(others, painter.painting.batch)
+    trials, count = {key: _Trial(eraser) for key, eraser in erasers.items()}, painter.painting.batch
+    pairs, rest = _some(said, count, batch * count), _some(others, count, batch * count)
     painter.read([*(text for pair in pairs for text in pair), *rest])
-    _paint(painter, 0, pairs, partial(_look, list(trials.values()), pairs, rest))
+    _paint(painter, batch, pairs, partial(_look, list(trials.values()), pairs, rest))
     return {key: trial.effect for key, trial in trials.items()}
 
 
-def checked(painter: Painter, eraser: Eraser, said: Sequence[tuple[str, str]], others: Sequence[str]) -> Effect:
-    """What an eraser does on other pictures than those of `effects`."""
-    trial, batch = _Trial(eraser), painter.painting.batch
-    pairs, rest = _some(said, batch, batch), _some(others, batch, batch)
-    painter.read([*(text for pair in pairs for text in pair), *rest])
-    _paint(painter, 1, pairs, partial(_look, [trial], pairs, rest))
-    return trial.effect
-
-
-def _some(texts: Sequence[Any], count: int, first: int = 0) -> list[Any]:
+def _some(texts: Sequence[Any], count: int, first: int) -> list[Any]:
     return [texts[i % len(texts)] for i in range(first, first + count)]
 
 

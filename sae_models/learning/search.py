@@ -148,22 +148,23 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
     tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
     n = fewest_neurons(tried)
-    parts, checked = _heard_by(painter, blocks, rows[n], trials)
+    parts, checked = _heard_by(painter, blocks, rows[n], tried[n], trials)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
     words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
     known = {"measured": checked.shares} | what.found_with
     return [table.described(part, **known) for part in parts], words
 
 
-def _heard_by(painter: Painter, blocks: Sequence[Block], parts: list[Table], trials: Sequence[Any]
+def _heard_by(painter: Painter, blocks: Sequence[Block], parts: list[Table], tried: Effect, trials: Sequence[Any]
               ) -> tuple[list[Table], Effect]:
     """Every place's rows of a concept, with thresholds by which it is heard, and what they do."""
-    effect = effects.checked(painter, effects.ablating(blocks, parts), *trials)
-    if effect.removed >= LITTLE or len(blocks) < QUORUM:
-        return parts, effect
-    lower = [_lowered(part) for part in parts]
-    other = effects.checked(painter, effects.ablating(blocks, lower), *trials)
-    return (lower, other) if other.amiss < effect.amiss else (parts, effect)
+    choices = [parts]
+    if tried.removed < LITTLE and len(blocks) >= QUORUM:
+        choices.append([_lowered(part) for part in parts])
+    erasers = {i: effects.ablating(blocks, choice) for i, choice in enumerate(choices)}
+    found = effects.effects(painter, erasers, *trials, batch=effects.CHECK)
+    best = min(found, key=lambda i: found[i].amiss)
+    return choices[best], found[best]
 
 
 def _lowered(part: Table) -> Table:

@@ -64,5 +64,6 @@ def words(said, others):
 def test_others_that_the_places_vote_out_are_not_touched(other, places, touched):
     loud, pairs, rest = words([1.0, 0.9], [other])
     tried = effects.effects(Painter(loud, 2), {0: eraser(places)}, pairs, rest)[0]
-    for effect in (tried, effects.checked(Painter(loud, 2), eraser(places), pairs, rest)):
+    checked = effects.effects(Painter(loud, 2), {0: eraser(places)}, pairs, rest, effects.CHECK)[0]
+    for effect in (tried, checked):
         assert (effect.touched > 1e-6) is touched and effect.removed == pytest.approx(1)

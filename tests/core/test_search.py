@@ -94,10 +94,11 @@ def test_a_concept_that_hardly_stands_out_is_heard_by_lower_thresholds(monkeypat
     def heard(removed: dict[float, float]) -> tuple[float, float]:
         """(how much of its thresholds it keeps, what is removed); removed: by that share."""
         share = lambda parts: round(float((parts[0].rows.statistics.thresholds / own).mean()), 2)  # noqa: E731
+        measured = {by: Effect(1 - much, 0.0, 1.0) for by, much in removed.items()}
         monkeypatch.setattr(search.effects, "ablating", lambda blocks, parts: share(parts))
-        monkeypatch.setattr(search.effects, "checked", lambda painter, eraser, *trials: Effect(
-            1 - removed[eraser], 0.0, 1.0))
-        parts, effect = search._heard_by(None, blocks, [part] * QUORUM, ())
+        monkeypatch.setattr(search.effects, "effects", lambda painter, erasers, batch: {
+            key: measured[eraser] for key, eraser in erasers.items()})
+        parts, effect = search._heard_by(None, blocks, [part] * QUORUM, measured[1.0], ())
         return share(parts), round(effect.removed, 2)
     assert heard({1.0: 0.9}) == (1.0, 0.9)
     assert heard({1.0: 0.1, 0.5: 0.6}) == (0.5, 0.6)
