@@ -143,6 +143,22 @@ def offered(page: Page, node: int, nodes2: bool) -> list[str]:
     return options
 
 
+def choose(page: Page, node: int, name: str, option: str, nodes2: bool) -> None:
+    """Choose from a list as people do: click on it, and on the option."""
+    if nodes2:
+        page.locator(f'.lg-node[data-node-id="{node}"]').get_by_role("combobox").first.click()
+        page.get_by_role("option", name=option).click()
+        return
+    x, y = page.evaluate("""([id, name]) => {
+        const node = app.graph.getNodeById(id), widget = node.widgets.find((candidate) => candidate.name === name)
+        const { left, top } = app.canvas.canvas.getBoundingClientRect(), { scale, offset: [dx, dy] } = app.canvas.ds
+        const x = node.pos[0] + node.size[0] / 2, y = node.pos[1] + widget.last_y + 10
+        return [(x + dx) * scale + left, (y + dy) * scale + top]
+    }""", [node, name])
+    page.mouse.click(x, y)
+    page.get_by_text(option, exact=True).click()
+
+
 def opacity(one: Locator) -> float:
     """How much of an element is seen, with all that it is in."""
     return one.evaluate("""(element) => {
