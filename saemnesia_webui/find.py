@@ -147,7 +147,7 @@ class Finder:
         return Found(out.name, names, [wanted.report(sae, name, took) for name in names], seconds, sae)
 
     def _learn(self, painter: Painter, what: Any, out: Path, headers: list, progress: Progress) -> None:
-        painter.read(what.texts)
+        painter.read([min(what.texts, key=len), max(what.texts, key=len)])  # refused before anything is painted
         host.expect(what.batches)
         progress.begin(understood(what.wanted), what.batches * painter.painting.steps)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,20 @@ def test_as_many_steps_are_looked_at_as_in_comfyui(a1111, monkeypatch):
     assert looks == [8, 8, 6, 6]
 
 
+def test_no_more_prompts_are_encoded_than_are_asked(a1111, monkeypatch):
+    from saemnesia_webui import find as finder
+    from saemnesia_webui import host
+    encoded, possible, encode, search = [], [], host.encode, finder.wanted.search
+
+    def searched(*args):
+        possible.append(search(*args))
+        return possible[0]
+    monkeypatch.setattr(finder.wanted, "search", searched)
+    monkeypatch.setattr(host, "encode", lambda texts, painting: (encoded.extend(texts), encode(texts, painting))[1])
+    find(a1111)
+    assert len(encoded) == len(set(encoded)) < 0.8 * len(possible[0].texts)
+
+
 def test_the_prompt_of_the_users_last_picture_stays_what_the_host_fills_in(a1111):
     a1111.last_prompt = "a castle at dawn"
     find(a1111)
