@@ -6,6 +6,7 @@
 import { figures } from "../web/js/concept_figures.js"
 import { firedMark } from "../web/js/concept_fired.js"
 import { byName, choose, drop, isStrength, key, parse } from "../web/js/concept_text.js"
+import { retold, say, speakWith } from "../web/js/words.js"
 
 const FULL = { low: 0, high: 1, usual: "1", hint: "1 or nothing erases fully, 0 changes nothing" }
 const SIGNED = { low: -100, high: 100, usual: "-1", hint: "-1 erases, below pushes further away, above 0 strengthens" }
@@ -16,6 +17,11 @@ const RANGES = { steer: SIGNED, amount: AMOUNT }
 const SWAPPING = [undefined, "amount", "ablate"]
 const IN_STEPS = /^(.*): in (?:(\d+) of (\d+) steps|none)$/
 const FIRED = /SAEmnesia fired: (\x22(?:[^\x22\\]|\\.)*\x22)/ // quoted as JSON
+
+const PLACE = /\{1\}/ // of a value: what the server answers, and not a label of any extension
+
+const languageOf = (localization) =>
+  speakWith(localization, Object.fromEntries(Object.entries(localization).filter(([english]) => PLACE.test(english))))
 
 /** The sidebars of the page, each with its list, text and actuator. */
 function sidebars() {
@@ -45,14 +51,23 @@ function draw({ list, text, on, root }) {
   for (const group of list.querySelectorAll(".saemnesia-group")) {
     group.hidden = !group.querySelector(".saemnesia-row:not([hidden])")
   }
-  say(list, ".saemnesia-count", `${chosen.size} chosen`)
+  write(list, ".saemnesia-count", say("{count} chosen", { count: chosen.size }))
   const unknown = unknownOf(list, items)
-  const notes = [unknown.length && `not in the list: ${unknown.join(", ")}`,
-    !SWAPPING.includes(actuator) && items.some(({ into }) => into) && "a swap needs amount or ablate"]
-  say(list, ".saemnesia-unknown", notes.filter(Boolean).join("; "))
+  const notes = [unknown.length && say("not in the list: {names}", { names: unknown.join(", ") }),
+    !SWAPPING.includes(actuator) && items.some(({ into }) => into) && say("a swap needs amount or ablate")]
+  write(list, ".saemnesia-unknown", notes.filter(Boolean).join("; "))
+  for (const message of root.querySelectorAll(".saemnesia-message")) retell(message)
 }
 
-function say(list, selector, words) {
+/** Put what the server says into the language of the page, where it stands. */
+function retell(message) {
+  for (const part of message.childNodes) {
+    const said = part.nodeType === Node.TEXT_NODE ? retold(part.data) : part.data
+    if (said !== part.data) part.data = said
+  }
+}
+
+function write(list, selector, words) {
   const element = list.querySelector(selector)
   if (element && element.textContent !== words) element.textContent = words
 }
@@ -101,7 +116,7 @@ const partsOf = (row) =>
 function drawRow(row, chosen, search, range) {
   const [tick, slider, strength] = partsOf(row)
   measure(row)
-  say(row, ".saemnesia-into", chosen?.into ? ` \u2192 ${chosen.into.name}` : "")
+  write(row, ".saemnesia-into", chosen?.into ? ` \u2192 ${chosen.into.name}` : "")
   tick.checked = Boolean(chosen)
   strength.hidden = !chosen
   strength.placeholder = range.usual
@@ -123,7 +138,7 @@ function drawSlider(slider, range, chosen) {
 const dropped = new WeakMap()
 
 /** Write into the text, as if a person had typed it. */
-function write(sidebar, value) {
+function type(sidebar, value) {
   sidebar.text.value = value
   sidebar.text.dispatchEvent(new Event("input", { bubbles: true }))
   draw(sidebar)
@@ -139,9 +154,9 @@ function edited(event) {
   if (event.target === slider) strength.value = slider.value
   if (event.target === tick && !tick.checked) {
     dropped.set(row, parse(value).find((item) => key(item.name) === key(row.dataset.name))?.into?.raw)
-    return write(sidebar, drop(value, row.dataset.name))
+    return type(sidebar, drop(value, row.dataset.name))
   }
-  write(sidebar, choose(value, row.dataset.name, strength.value, dropped.get(row)))
+  type(sidebar, choose(value, row.dataset.name, strength.value, dropped.get(row)))
   dropped.delete(row)
   switchOn(sidebar)
 }
@@ -158,7 +173,7 @@ function clear(event) {
   const sidebar = event.target.matches?.(".saemnesia-clear") && sidebarOf(event.target)
   if (!sidebar) return
   for (const row of sidebar.list.querySelectorAll(".saemnesia-row")) dropped.delete(row)
-  write(sidebar, "")
+  type(sidebar, "")
 }
 
 const drawAll = () => sidebars().forEach(draw)
@@ -169,5 +184,6 @@ document.addEventListener("input", (event) => {
 })
 document.addEventListener("click", clear)
 document.addEventListener("saemnesia", drawAll)
+languageOf(window.localization ?? {})
 onAfterUiUpdate(drawAll)
 drawAll()

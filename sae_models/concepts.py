@@ -194,7 +194,9 @@ def _no_strength(item: str, name: str, number: str) -> str:
     as_name = f"'{item.replace(':', ' ')}' if the colon belongs to the name"
     if "(" in name:
         return f"{what}: write {as_name}"
-    return f"{what}: write a number, for example '{name}:0.8'" + (f", or {as_name}" if number else "")
+    if number:
+        return f"{what}: write a number, for example '{name}:0.8', or {as_name}"
+    return f"{what}: write a number, for example '{name}:0.8'"
 
 
 def format_choices(choices: list[Choice]) -> str:

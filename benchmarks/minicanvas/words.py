@@ -2,12 +2,14 @@
 
     python -m benchmarks.minicanvas.words            *Erase Words* in ComfyUI
     python -m benchmarks.minicanvas.words --webui    the sidebar's *Find a concept*; then erased in ComfyUI
+    python -m benchmarks.minicanvas.words --pictures 8 16 32 64    what pictures buy
 
 A word is told from the common ones that the nodes think of by themselves, most of which MiniCanvas never saw. The web
 UI is the tests' stand-in for Forge, with the real model, Euler and our real extension. Only the pictures' size and
 guidance are MiniCanvas's own.
 """
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 
 from sae_models.formats import read_headers
+from sae_models.learning.words import PICTURES
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost
 
@@ -40,8 +43,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 FILE = "bench words"
 TEN = (*OBJECTS[::3], *(f"{style} style" for style in STYLES[::3]))
 
-Found = Callable[[str], Path]
-"""Finds a word on a model that knows none, and says where its file is."""
+Found = Callable[[str, int], Path]
+"""Finds a word from so many pictures on a model that knows none, and says where its file is."""
 
 
 @contextmanager
@@ -52,11 +55,11 @@ def in_comfyui(host: ComfyHost) -> Iterator[Found]:
         for file in path_of(FILE).parent.glob(made):
             file.unlink()
 
-    def found(word: str) -> Path:
+    def found(word: str, pictures: int) -> Path:
         forget()
         host.run({"checkpoint": node("CheckpointLoaderSimple", ckpt_name=NAME),
                   "words": node("SAEmnesiaEraseWords", model=["checkpoint", 0], clip=["checkpoint", 1], words=word,
-                                told_from="", pictures=32, side=CANVAS_PX, cfg=CFG)}, timeout=3600)
+                                told_from="", pictures=pictures, side=CANVAS_PX, cfg=CFG)}, timeout=3600)
         return next(path_of(FILE).parent.glob(made))
     yield found
     forget()
@@ -76,16 +79,17 @@ def in_the_webui() -> Iterator[Found]:
             Webui(Path(folder), loaded, forge=True).installed() as host:
         from saemnesia_webui.find import Wish
 
-        def found(word: str) -> Path:
+        def found(word: str, pictures: int) -> Path:
             shutil.rmtree(Path(folder) / "sae", ignore_errors=True)
-            return Path(folder) / "sae" / host.module.FINDER.find(Wish(word, side=CANVAS_PX, cfg=CFG)).file
+            return Path(folder) / "sae" / host.module.FINDER.find(
+                Wish(word, pictures=pictures, side=CANVAS_PX, cfg=CFG)).file
         yield found
 
 
-def figures(host: ComfyHost, find: Found, word: str) -> dict[str, float | None]:
+def figures(host: ComfyHost, find: Found, word: str, pictures: int) -> dict[str, float | None]:
     """{"seconds": for finding, "kB a place": of the file, what it says of itself and what is seen, in per cent}"""
     began = time.monotonic()
-    made = find(word)
+    made = find(word, pictures)
     seconds, headers = time.monotonic() - began, read_headers(made)
     [concept] = headers[0].concepts
     shutil.copy(made, path_of(FILE))
@@ -101,6 +105,7 @@ def figures(host: ComfyHost, find: Found, word: str) -> dict[str, float | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", nargs="+", choices=table.all_names(), default=TEN, metavar="NAME")
+    parser.add_argument("--pictures", nargs="+", type=int, default=[PICTURES], help=f"to find it from ({PICTURES})")
     parser.add_argument("--webui", action="store_true", help="find them in the web UI's stand-in")
     parser.add_argument("--bf16", action="store_true", help="let ComfyUI multiply in bfloat16: faster, less exact")
     parser.add_argument("--threads", type=int, default=2)
@@ -111,9 +116,10 @@ def main() -> None:
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host, \
             (in_the_webui() if options.webui else in_comfyui(host)) as find:
         try:
-            for word in options.concepts:
-                rows[word] = figures(host, find, word)
-                print(word, json.dumps(rows[word]), flush=True)
+            for word, pictures in itertools.product(options.concepts, options.pictures):
+                name = word if pictures == PICTURES else f"{word}, {pictures} pictures"
+                rows[name] = figures(host, find, word, pictures)
+                print(name, json.dumps(rows[name]), flush=True)
                 write_json(out, {"concepts": rows})
         finally:
             path_of(FILE).unlink(missing_ok=True)

@@ -150,7 +150,7 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     n = fewest_neurons(tried)
     parts, checked = _heard_by(painter, blocks, rows[n], tried[n], trials)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
-    words = f"{name}: {checked.in_words()}, with {n} neuron{'s' if n > 1 else ''}{places}"
+    words = f"{name}: {checked.in_words()}, neurons: {n}{places}"
     known = {"measured": checked.shares} | what.found_with
     return [table.described(part, **known) for part in parts], words
 

@@ -149,7 +149,9 @@ def report(sae: LoadedSae, name: str, seconds: Mapping[str, float]) -> str:
     """What erasing a word does, and whether it was found just now; seconds: by name in lower case, of those."""
     concept = sae.find(name)
     measured = concept.measured or {}
-    when = f", found in {seconds[name.casefold()]:.0f} s" if name.casefold() in seconds else ""
-    weak = "; this is little: say it in other words, or paint more pictures" if (
-        measured.get("removed", 1.0) < WEAK) else ""
-    return f"{concept.name}: {in_words(**measured)}{when}{weak}"
+    words = in_words(**measured)
+    if name.casefold() in seconds:
+        words = f"{words}, found in {seconds[name.casefold()]:.0f} s"
+    if measured.get("removed", 1.0) < WEAK:
+        words = f"{words}; this is little: say it in other words, or paint more pictures"
+    return f"{concept.name}: {words}"

@@ -13,7 +13,7 @@ from tools.comfy_host import NEWEST_FRONTEND, ComfyHost
 
 REPO = Path(__file__).parents[2]
 LANGUAGES = ("zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru")
-SIDEBAR = REPO / "localizations"
+SIDEBAR = words.SIDEBARS
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -44,11 +44,17 @@ def test_the_english_sentences_are_those_of_the_page():
     assert sentences <= set(QUOTED.findall(source))
 
 
+def test_what_the_server_answers_is_what_the_code_says():
+    assert list(read("en", "main")[words.ANSWERS]) == words.answers(), \
+        "run `python -m tools.words`, then renew the other languages, then run it again"
+
+
 def test_the_sidebar_says_what_is_translated():
-    sentences = json.loads((SIDEBAR / "de_DE.json").read_text("utf-8"))
+    sentences = set(json.loads((SIDEBAR / "de_DE.json").read_text("utf-8"))) - set(words.answers())
     source = code("saemnesia_webui/*.py", "javascript/*.mjs", "web/js/*.js")
-    assert set(re.findall(r'\b(?:label|info)="([^"{]*)"', code("saemnesia_webui/*.py"))) <= set(sentences)
-    assert set(sentences) <= set(QUOTED.findall(source)) | set(re.findall(r">([^<>]+)<", source))
+    assert set(re.findall(r'\b(?:label|info)="([^"{]*)"', code("saemnesia_webui/*.py"))) <= sentences
+    assert set(re.findall(r'\bsay\(\s*"([^"]*)"', code("javascript/*.mjs"))) <= sentences
+    assert sentences <= set(QUOTED.findall(source)) | set(re.findall(r">([^<>]+)<", source))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -63,9 +69,26 @@ def test_a_language_lacks_nothing_and_keeps_what_is_filled_in(language):
 
 
 def test_every_sidebar_has_the_same_sentences():
-    files = [json.loads(path.read_text("utf-8")) for path in sorted(SIDEBAR.glob("*.json"))]
-    assert len(files) == len(LANGUAGES)
-    assert all(one.keys() == files[0].keys() and all(one.values()) for one in files)
+    files = {path: json.loads(path.read_text("utf-8")) for path in sorted(SIDEBAR.glob("*.json"))}
+    assert sorted(map(words.language_of, files)) == sorted(LANGUAGES)
+    first = next(iter(files.values()))
+    for path, sentences in files.items():
+        assert sentences.keys() == first.keys() and all(sentences.values())
+        assert read(words.language_of(path), "main")[words.ANSWERS].items() <= sentences.items(), \
+            "run `python -m tools.words`"
+
+
+REPORT = """
+cat: 9% removed, others 0.0% touched, found in 9 s; this is little: say it in other words, or paint more pictures
+cat (object): painting to learn from, step 3 of 48, about 2 min left
+painting picture 13 of 16, about 5 min left, then it learns
+my.safetensors, from 32 pictures: cat: 97% removed, others 0.0% touched, neurons: 2 at each of 6 places"""
+
+
+def retold(page, text: str) -> str:
+    """What the server says, as the page says it."""
+    return page.evaluate("""async (text) => (await import(
+        "/extensions/comfyui-saemnesia/js/words.js")).retold(text)""", text)
 
 
 def test_the_page_speaks_chinese(browser):
@@ -78,6 +101,17 @@ def test_the_page_speaks_chinese(browser):
         canvas.show_origin(page)
         told = read("zh", "main")["saemnesia"]
         expect(page.get_by_placeholder(told["Search concepts"])).to_be_visible()
+        checkpoint, eraser = canvas.add(page, "CheckpointLoaderSimple", 40, 300), canvas.add(
+            page, "SAEmnesiaEraseWords", 700, words="cat:much")
+        for output, name in enumerate(("model", "clip")):
+            page.evaluate("""([from, output, to, name]) => {
+                const node = app.graph.getNodeById(to)
+                app.graph.getNodeById(from).connect(output, node, node.inputs.findIndex((one) => one.name === name))
+            }""", [checkpoint, output, eraser, name])
+        with pytest.raises(AssertionError, match="is not a strength"):
+            canvas.queue_and_wait(page)
+        expect(page.locator(".saemnesia-report")).to_contain_text("'cat:much' 中的 'much' 不是强度：")
+        assert not re.search("[a-z]{4}", re.sub("cat|object|safetensors", "", retold(page, REPORT)))
         title = page.evaluate("id => app.graph.getNodeById(id).title", picker)
         assert title == read("zh", "nodeDefs")["SAEmnesiaConceptPicker"]["display_name"]
         page.context.close()

@@ -473,3 +473,18 @@ def test_a_word_that_cannot_be_read_is_a_sentence_beside_the_field(page):
     find(page, "zebra:much")
     expect(status(page).locator(".saemnesia-error")).to_contain_text("'much' in 'zebra:much' is not a strength")
     expect(panel(page, "enabled").locator("input")).not_to_be_checked()
+
+
+def test_what_the_sidebar_answers_is_in_the_language_of_the_page(page, served):
+    """The host puts the words of localizations/ into the page, and labels into its language by itself."""
+    german = json.loads((REPO / "localizations" / "de_DE.json").read_text("utf-8"))
+    page.evaluate("(words) => { window.localization = words }", german)
+    page.add_script_tag(url=f"{served.url}/javascript/saemnesia.mjs?again", type="module")
+    text(page).fill("catt")
+    expect(page.locator(".saemnesia-unknown").first).to_have_text("nicht in der Liste: catt")
+    find(page, "zebra:much")
+    expect(status(page).locator(".saemnesia-error")).to_contain_text("'much' in 'zebra:much' ist keine Stärke: ")
+    choose_sae(page, "damaged.safetensors")
+    alert = page.locator(".saemnesia-picker .saemnesia-error").first
+    expect(alert).to_contain_text("damaged.safetensors")
+    expect(alert).not_to_contain_text("cannot be read")

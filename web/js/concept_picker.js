@@ -13,7 +13,7 @@ import { byName, choose, drop, isStrength, key, near, parse } from "./concept_te
 import { onFired } from "./last_run.js"
 import { followMode } from "./node_look.js"
 import { after, chooserOf, findCheckpoint, findSae, graphs, LOADER, onFilesChanged, readSae } from "./sae_source.js"
-import { say } from "./words.js"
+import { retold, say } from "./words.js"
 
 const PICKERS = ["SAEmnesiaErase", "SAEmnesiaConceptPicker", "SAEmnesiaConceptMap", "SAEmnesiaCompare"]
 const WITHOUT_STRENGTH = "SAEmnesiaConceptMap"
@@ -174,7 +174,7 @@ class Picker {
   /** Show these concepts, and a message, or one in their place. */
   show(concepts, message = "", isError = false) {
     this.known = new Map(concepts.map((concept) => [key(concept.name), concept]))
-    this.message.textContent = message
+    this.message.textContent = retold(message)
     this.message.role = isError ? "alert" : null
     this.message.hidden = !message
     this.bar.hidden = this.list.hidden = !concepts.length

@@ -9,6 +9,6 @@ app.registerExtension({
     const language = app.ui.settings.getSettingValue("Comfy.Locale") ?? "en"
     if (language === "en") return
     const all = await api.fetchApi("/i18n").then((answer) => answer.json()).catch(() => ({}))
-    speakWith(all[language]?.saemnesia)
+    speakWith(all[language]?.saemnesia, all[language]?.saemnesia_answers)
   },
 })

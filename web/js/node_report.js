@@ -11,7 +11,7 @@ import { app } from "../../../scripts/app.js"
 import { firedLines } from "./concept_fired.js"
 import { onFired } from "./last_run.js"
 import { afterLoading, keptOf, nodeOf } from "./sae_source.js"
-import { say } from "./words.js"
+import { retold, say } from "./words.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain",
   "SAEmnesiaConceptMap"]
@@ -80,8 +80,8 @@ function fit(node) {
   node.setDirtyCanvas(true, true)
 }
 
-function show(node, text, numbers = "") {
-  const report = reports.get(node)
+function show(node, said, numbers = "") {
+  const [report, text] = [reports.get(node), retold(said)]
   if (report.said.textContent === text && report.numbers.textContent === numbers) return
   report.said.textContent = text
   report.numbers.textContent = numbers
@@ -108,7 +108,7 @@ app.registerExtension({
   setup() {
     listen("saemnesia.progress", ({ text }) => text)
     api.addEventListener("saemnesia.warning", ({ detail }) => app.extensionManager?.toast?.add(
-      { severity: "warn", summary: "SAEmnesia", detail: detail.text, life: WARNED_MS }))
+      { severity: "warn", summary: "SAEmnesia", detail: retold(detail.text), life: WARNED_MS }))
     onFired((node, concepts) => reports.has(node) && showFired(node, concepts))
     listen("execution_interrupted", () => say(STOPPED))
     listen("execution_error", ({ exception_message }) => exception_message.trim())

@@ -3,7 +3,7 @@
  * the one is that someone chose. Opening it asks no server but ComfyUI's own.
  */
 import { api } from "../../../scripts/api.js"
-import { say } from "./words.js"
+import { retold, say } from "./words.js"
 
 const EVERY = 500 // ms between looks at how far it is
 
@@ -133,7 +133,7 @@ class Downloads {
   }
 
   say(text, isError = false) {
-    this.said.textContent = text
+    this.said.textContent = retold(text)
     this.said.role = isError ? "alert" : "status"
   }
 }

@@ -10,7 +10,7 @@ import { app } from "../../../scripts/app.js"
 import { followMode } from "./node_look.js"
 import { openDownloads } from "./sae_downloads.js"
 import { after, graphs, LOADER, onFilesChanged, readSae, tellOfFile, widgetValue } from "./sae_source.js"
-import { say as told } from "./words.js"
+import { retold, say as told } from "./words.js"
 
 const NONE = "(no file in models/sae yet)" // see nodes/files.py
 const LINE = 17
@@ -66,8 +66,8 @@ function linesOf(text, letters) {
   return count
 }
 
-function say(node, text, isError) {
-  const line = lines.get(node)
+function say(node, said, isError) {
+  const [line, text] = [lines.get(node), retold(said)]
   line.root.textContent = text
   line.root.style.color = isError ? "var(--error-text)" : "var(--descrip-text)"
   line.count = Math.min(MOST, linesOf(text, Math.max(20, (node.size[0] - EDGES) / LETTER)))
