@@ -55,7 +55,7 @@ function withTail(text, depth) {
 }
 
 function inParts(text, depth) {
-  const [, head, between, tail] = /^(.*?)(: |; )(.*)$/.exec(text) ?? []
+  const [, head, between, tail] = text.match(/^(.*?)(: |; )(.*)$/) ?? []
   return tail ? sentence(head, depth - 1) + between + sentence(tail, depth - 1) : text
 }
 
