@@ -14,8 +14,8 @@ from ..formats import Rows
 from ..sae import Sae, SaeConfig
 from ..table import Table, numbered
 from . import scoring
-from .fitting import initialise_concepts, learn_together
-from .losses import Weights
+from .fitting import fit_concepts
+from .losses import ALONE, Weights
 from .maps import Maps
 from .prompts import Subject
 
@@ -23,7 +23,7 @@ FLOOR = 0.3
 """Of a new neuron's mean where its concept is said: below that it does not fire."""
 
 
-def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weights(silence=5.0), n: int = 1,  # noqa: B008
+def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = ALONE, n: int = 1,
                 device: torch.device | str = "cpu") -> Table:
     """`n` new neurons for each of the first subjects; the maps' other concepts are what they are told from. device: to
     compute on; the maps stay where they are.
@@ -34,17 +34,15 @@ def own_neurons(maps: Maps, subjects: Sequence[Subject], weights: Weights = Weig
     count = n * len(subjects)
     sae = Sae(SaeConfig(maps.tokens.shape[2], count, count)).to(device)
     latents = [list(range(i * n, (i + 1) * n)) for i in range(len(subjects))]
-    initialise_concepts(sae, maps, latents, weights)
-    for i, own in enumerate(latents):
-        learn_together(sae, maps, i, own, weights)
+    fit_concepts(sae, maps, latents, weights)
     owners = [i for i in range(len(subjects)) for _ in range(n)]
-    statistics = _above_a_share(scoring.measure(sae, maps, list(range(count)), owners))
+    statistics = above_a_share(scoring.measure(sae, maps, list(range(count)), owners))
     parts = (part.detach().cpu() for part in (sae.encoder.weight, sae.encoder.bias, sae.W_dec))
     concepts = tuple(Concept(s.name, tuple(own), s.kind, s.said) for s, own in zip(subjects, latents, strict=True))
     return Table(concepts, Rows(*parts, statistics))
 
 
-def _above_a_share(statistics: Statistics) -> Statistics:
+def above_a_share(statistics: Statistics) -> Statistics:
     """Thresholds at least at `FLOOR` of a neuron's mean: prompts that were not painted reach further than those that
     were, and what fires so weakly carries little."""
     return replace(statistics, thresholds=statistics.thresholds.maximum(FLOOR * statistics.means))

@@ -28,6 +28,13 @@ RATE = 0.3
 d_in times as much; one that is moved too far at once fires no more, and then learns no more."""
 
 
+def fit_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], weights: Weights) -> None:
+    """Both for the first concepts, each with its latents (the same number)."""
+    initialise_concepts(sae, maps, latents, weights)
+    for concept, own in enumerate(latents):
+        learn_together(sae, maps, concept, own, weights)
+
+
 @torch.no_grad()
 def initialise_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], weights: Weights,
                         ridge: float = 1e-2) -> None:

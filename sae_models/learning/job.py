@@ -18,7 +18,11 @@ from ..errors import SaeError
 from ..formats import Header, Part, Weights, note_measured, read_headers, read_sae, write, write_places
 from ..sae import Sae, SaeConfig
 from ..storage import check_writable, write_json, write_text
+from ..voting import QUORUM
 from . import parallel, report, scoring
+from .finding import above_a_share
+from .fitting import fit_concepts
+from .losses import weights_of
 from .maps import MakeChunk, Parted, Window, joined, move_together
 from .origin import Origin
 from .painted import Painted
@@ -120,7 +124,7 @@ def train_to_file(jobs: Sequence[Job], make: MakeChunk, out: Path, progress: Pro
         progress(run.step, {})
     run.run(progress, save)
     with saved_if_stopped(save):
-        result = _finish(jobs, run, out)
+        result = _finish(jobs, run, out, lambda: progress(run.step, {}))
     parallel.wait()
     _clean(painted, checkpoint)
     return result
@@ -174,10 +178,10 @@ def _saver(run: Run, path: Path, seconds: float, painted: Painted) -> Callable[.
     return save
 
 
-def _finish(jobs: Sequence[Job], run: Run, out: Path) -> report.Report:
+def _finish(jobs: Sequence[Job], run: Run, out: Path, going_on: Callable[[], None]) -> report.Report:
     trainers = [*run.trainers.values()]
     move_together([trainer.window for trainer in trainers], 1.0)
-    learned = [_learned(job, trainer) for job, trainer in zip(jobs, trainers, strict=True)]
+    learned = [_learned(job, trainer, len(jobs), going_on) for job, trainer in zip(jobs, trainers, strict=True)]
     reports = {job.origin.hookpoint: _judged(job, trainer, sae, part)
                for job, trainer, (sae, part) in zip(jobs, trainers, learned, strict=True)}
     result = report.over_places(reports, run.curve)
@@ -189,10 +193,20 @@ def _finish(jobs: Sequence[Job], run: Run, out: Path) -> report.Report:
     return result
 
 
-def _learned(job: Job, trainer: Trainer) -> tuple[Sae, Part]:
-    """A place's whole SAE, with its concepts and their statistics; the maps it learned from are let go."""
-    origin, sae = job.origin, trainer.sae.whole()
-    statistics = scoring.measure(sae, trainer.window.sample(SCORED_MAPS), trainer.latents)
+def _learned(job: Job, trainer: Trainer, places: int, going_on: Callable[[], None]) -> tuple[Sae, Part]:
+    """A place's whole SAE, with its concepts and their statistics; the maps it learned from are let go.
+
+    Where places vote, the concepts' latents end as *Find Concept* fits them: trained beside all others, they remove
+    less.
+    """
+    origin, sae, maps = job.origin, trainer.sae.whole(), trainer.window.sample(SCORED_MAPS)
+    vote = places >= QUORUM and not job.settings.published and job.settings.supervised_steps > 0
+    if vote:
+        going_on()
+        fit_concepts(sae, maps, [[latent] for latent in trainer.latents], weights_of(places))
+    statistics = scoring.measure(sae, maps, trainer.latents)
+    if vote:
+        statistics = above_a_share(statistics)
     trainer.window.forget()
     concepts = tuple(Concept(subject.name, (latent,), subject.kind, subject.said)
                      for subject, latent in zip(origin.subjects, trainer.latents, strict=True))

@@ -7,7 +7,7 @@ is enough.
 
 Every function returns this process's share of a loss: shares add up to the loss over the whole batch.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.nn.functional import linear, logsigmoid
 
 from ..hookpoint import is_attention
 from ..sae import Sae
+from ..voting import QUORUM
 from .maps import Maps
 from .parallel import total
 from .sparse import Coded
@@ -30,6 +31,19 @@ class Weights:
     silence: float = 1.0
     margin: float = 0.5
     push: float = 1.0
+
+
+ALONE = Weights(push=0.2, silence=5.0)
+"""Of a concept's own neurons. A little more than what the words add: what is left of a thing shows more than what is
+missing beside it, and not all of it can be told from a token alone. And to be silent elsewhere counts more than to
+carry all of it."""
+TOGETHER = replace(ALONE, silence=0.2)
+"""Of places that vote: where nothing of the concept is said, they say so, and each may carry all that it can."""
+
+
+def weights_of(places: int) -> Weights:
+    """Of a concept's own neurons at so many places."""
+    return TOGETHER if places >= QUORUM else ALONE
 
 
 def push_at(hookpoint: str) -> float:

@@ -21,7 +21,7 @@ from ..voting import QUORUM
 from . import effects, finding
 from .collect import Collector
 from .lesson import Lesson, Search
-from .losses import Weights
+from .losses import Weights, weights_of
 from .maps import Maps, joined
 from .measuring import NEURONS, Effect, fewest_neurons
 from .painting import Painter
@@ -32,11 +32,6 @@ TOKENS, MEMORY = 128, 4 * 2**30
 than so many bytes: SDXL has 70 places."""
 DEAF = 1e-6
 """Share of a place's output below which words make no difference to it."""
-ALONE = Weights(push=0.2, silence=5.0)
-"""A little more than what the words add: what is left of a thing shows more than what is missing beside it, and not
-all of it can be told from a token alone. And to be silent elsewhere counts more than to carry all of it."""
-TOGETHER = replace(ALONE, silence=0.2)
-"""Of places that vote: where nothing of the concept is said, they say so, and each may carry all that it can."""
 LITTLE = 0.4
 """Share that is removed, below which it is tried whether lower thresholds remove more: a concept that hardly stands out
 from others is else not heard at all."""
@@ -124,10 +119,6 @@ def own_tables(painter: Painter, maps: Sequence[Maps], what: Search, numbers: Se
                 painter.going_on(f"learning, place {place} of {len(maps)}")
                 tables[n].append(_fitted(part, what, weights, n, device))
     return tables
-
-
-def weights_of(places: int) -> Weights:
-    return TOGETHER if places >= QUORUM else ALONE
 
 
 def _fitted(maps: Maps, what: Search, weights: Weights, n: int, device: torch.device) -> Table:

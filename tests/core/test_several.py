@@ -13,7 +13,7 @@ from sae_models.adapter import LoadedSae, build_edits
 from sae_models.erasure import Actuator, Erasure
 from sae_models.errors import SaeError
 from sae_models.formats import read_headers, read_sae
-from sae_models.learning import losses
+from sae_models.learning import job, losses
 from sae_models.learning.job import Job, add_measured, checkpoint_of, finished, report_of, train_to_file, unmeasured
 from sae_models.learning.maps import Maps, Parted, Shards, Window
 from sae_models.learning.origin import Origin, keeping, stored
@@ -78,6 +78,29 @@ def test_each_place_learns_what_it_would_alone(chunks):
         single = alone(place, chunks)
         single.run(ignore)
         assert_same(trainer, single)
+
+
+def carried(out: Path, maps: Maps) -> float:
+    """How much its latent carries of what the first concept adds at the first place."""
+    sae, _ = read_sae(out, FIRST)
+    own = torch.tensor(next(c.latents for c in read_headers(out)[0].concepts if c.name == SUBJECTS[0].name))
+    shown = maps.to("cpu").pick((maps.unsaid == 0).nonzero()[:, 0])
+    W_enc, b_enc, W_dec = sae.rows(own)
+    z, added = ((shown.tokens - sae.b_dec) @ W_enc.T + b_enc).relu(), shown.tokens - shown.without
+    return float((z @ W_dec * added).sum() / added.square().sum())
+
+
+def test_where_places_vote_the_latents_end_as_finding_fits_them(tmp_path, monkeypatch):
+    """They carry a little more than what the words add; a latent that is only trained, what they add."""
+    much = {}
+    for quorum in (len(WIDTHS), len(WIDTHS) + 1):
+        for module in (job, losses):
+            monkeypatch.setattr(module, "QUORUM", quorum)
+        train_to_file(jobs(), make, out := tmp_path / f"{quorum}.safetensors", ignore)
+        with torch.no_grad():
+            much[quorum] = carried(out, maps_at(FIRST, 1000))
+    assert much[len(WIDTHS)] == pytest.approx(1 + losses.TOGETHER.push, abs=0.05)
+    assert 0.85 < much[len(WIDTHS) + 1] < 1.05
 
 
 @pytest.mark.parametrize("chunks", [None, 3])
