@@ -37,7 +37,7 @@ from .checkpoint import NAME
 from .find import erasing, path_of
 from .icons import OBJECTS, STYLES
 from .judge import load_judge
-from .paint import CFG, link_bench_nodes, node, paint
+from .paint import CFG, Method, link_bench_nodes, node, paint
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = "bench words"
@@ -94,12 +94,14 @@ def figures(host: ComfyHost, find: Found, word: str, pictures: int) -> dict[str,
     [concept] = headers[0].concepts
     shutil.copy(made, path_of(FILE))
     task = table.task_of(word)
-    verdict = load_judge().verdict(paint(host, erasing(FILE), task, 1000))
+    plain, erased = (table.score(task, load_judge().verdict(paint(host, method, task, 1000)))
+                     for method in (Method("no erasure"), erasing(FILE)))
     said = {what: 100 * share for what, share in concept.measured.items()}
     row: dict[str, Any] = {"seconds": seconds, "kB a place": made.stat().st_size / 1000 / len(headers),
                            "neurons": len(concept.latents)} | said
     return {what: value if value is None else round(value, 2)
-            for what, value in (row | asdict(table.score(task, verdict))).items()}
+            for what, value in (row | asdict(erased) | {"IRA unerased": plain.IRA,
+                                                        "in_scene unerased": plain.in_scene}).items()}
 
 
 def main() -> None:
