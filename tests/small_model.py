@@ -24,10 +24,10 @@ ATTENTIONS = tuple(f"{block}.transformer_blocks.0.attn2" for block in BLOCKS)
 FIRING, SILENT = ("cat", "dog", "noto style"), ("rocket", "contrast style")
 
 
-def write_checkpoint(path: Path, in_channels: int = 4) -> None:
-    """About 310 MB, mostly MiniCanvas's text encoder; with 9 channels in, an inpainting model."""
+def write_checkpoint(path: Path, in_channels: int = 4, **changes: object) -> None:
+    """About 310 MB, mostly MiniCanvas's text encoder; with 9 channels in, an inpainting model. changes: of the UNet."""
     torch.manual_seed(0)
-    unet = models.initialised(models.UNetModel(**UNET_CONFIG | {"in_channels": in_channels},
+    unet = models.initialised(models.UNetModel(**UNET_CONFIG | {"in_channels": in_channels} | changes,
                                                operations=models.comfy.ops.disable_weight_init))
     parts = {"model.diffusion_model.": unet, "first_stage_model.": models.new_vae()}
     tensors = {prefix + name: value.half() for prefix, model in parts.items()

@@ -103,3 +103,46 @@ def test_a_concept_that_hardly_stands_out_is_heard_by_lower_thresholds(monkeypat
     assert heard({1.0: 0.9}) == (1.0, 0.9)
     assert heard({1.0: 0.1, 0.5: 0.6}) == (0.5, 0.6)
     assert heard({1.0: 0.1, 0.5: 0.05}) == (1.0, 0.1)
+
+
+class Counting:
+    """A painter of four places, which counts how often its model is called with a batch of pictures."""
+    painting, calls = words.painting("sd15"), 0
+    t, sigma = torch.ones(words.AT_ONCE), 1.0
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def vectors(self, texts):
+        return torch.eye(len(texts))
+
+    def identity(self):
+        return "counting"
+
+    def read(self, texts): ...
+
+    def going_on(self, doing): ...
+
+    def make_room(self, size):
+        return torch.device("cpu")
+
+    def paint(self, texts, generator, kept, look):
+        for step in range(self.painting.steps):
+            self.calls += 2  # with guidance
+            if step in kept:
+                look(self)
+
+    def predict(self, texts, taps=None):
+        self.calls += 1
+        said = torch.tensor([["cat" in text] for text in texts]).float()[:, :, None]
+        out = torch.randn(len(texts), 9, 4, generator=self.generator) + 3 * said
+        return torch.stack([tap(out, None) for tap in (taps or {}).values()]).mean(0) if taps else out
+
+
+def test_finding_a_word_takes_at_most_600_calls_of_the_model(tmp_path):
+    painter = Counting()
+    headers = [Header(SaeConfig(4, 1, 1), f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", "sd15")
+               for i in range(4)]
+    what, out = words.search(parse_subjects("cat"), "", painter), tmp_path / "a.safetensors"
+    [said] = search.found(painter, what, out, headers)
+    assert said.startswith("cat: ") and 400 < painter.calls <= 600

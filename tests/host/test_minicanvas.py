@@ -2,15 +2,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks.minicanvas import bench, find, swap, table
 from benchmarks.minicanvas.checkpoint import NAME, WEIGHTS
 from benchmarks.minicanvas.judge import load_judge
-from benchmarks.minicanvas.paint import link_bench_nodes, paint
+from benchmarks.minicanvas.paint import base_graph, decode_png, link_bench_nodes, node, paint
 from sae_models import read_headers
 from tools.comfy_host import COMFY, ComfyHost
 
 SEED = 31_000
+ERASE = "SAEmnesiaErase"
 PLACES = 6
 
 
@@ -59,6 +61,27 @@ def test_most_pictures_without_the_concept_are_the_same_to_the_bit(host, task):
     plain, erased = (paint(host, bench.METHODS[name], unsaid(task), SEED) for name in ("none", "ours"))
     change = (plain - erased).abs().flatten(1).mean(1)
     assert change.median() == 0 and change.mean() < 0.05
+
+
+@pytest.mark.parametrize(("kind", "values"), [
+    ("TomePatchModel", {"ratio": 0.5}),
+    ("HyperTile", {"tile_size": 32, "swap_size": 1, "max_depth": 1, "scale_depth": False}),
+], ids=["ToMe", "HyperTile"])
+def test_beside_what_people_add_what_is_said_goes_and_what_is_not_stays(host, kind, values):
+    def painted(text: str, *with_nodes: str) -> torch.Tensor:
+        made = base_graph([text], SEED, steps=4)
+        for name in with_nodes:
+            settings = {"sae": ["sae", 0], "concepts": "cat", "actuator": "amount", "start": 0.0, "end": 1.0,
+                        "apply_to": "conditional only"} if name == ERASE else values
+            made["sae"] = node("SAEmnesiaLoadSAE", sae_name=NAME, hookpoint="")
+            made[name] = node(name, model=made["sampler"]["inputs"]["model"], **settings)
+            made["sampler"]["inputs"]["model"] = [name, 0]
+        return decode_png(host.run(made).images[0])
+    said, unsaid = "a cat and a castle, noto style, blue ground", "a dog and a castle, noto style, blue ground"
+    assert not torch.equal(painted(said, kind), painted(said))
+    assert not torch.equal(painted(said, kind), painted(said, kind, ERASE))
+    assert torch.equal(painted(said, ERASE, kind), painted(said, kind, ERASE))
+    assert torch.equal(painted(unsaid, kind), painted(unsaid, kind, ERASE))
 
 
 def test_a_concept_found_without_an_sae_says_what_it_removes(host):

@@ -9,7 +9,7 @@ from canvas_graphs import erase, graph, latents, then
 from host_graphs import node
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_model import ATTENTIONS, HOOKPOINT, NAME, write_controlnet, write_places, write_sae
+from small_model import ATTENTIONS, HOOKPOINT, NAME, write_checkpoint, write_controlnet, write_places, write_sae
 from test_erase_in_comfyui import ACTUATORS, CAT, area, same_edit
 
 from sae_models import read_header, read_headers
@@ -159,11 +159,13 @@ def companions(places):
     lora.unlink()
 
 
-@pytest.mark.usefixtures("companions")
-@pytest.mark.parametrize("beside", [
+BESIDE = pytest.mark.parametrize("beside", [
     guided, with_lora, area, lambda made: then(made, "pag", "PerturbedAttentionGuidance", scale=3.0),
-    lambda made: then(made, "free", "FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2),
-], ids=["controlnet", "lora", "area", "PAG", "FreeU"])
+], ids=["controlnet", "lora", "area", "PAG"])
+
+
+@pytest.mark.usefixtures("companions")
+@BESIDE
 def test_beside_other_nodes_it_is_the_formula_too(host, beside):
     size = {"width": 192} if beside is area else {}
     without = latents(host, beside(graph(CAT, **size)))
@@ -171,6 +173,55 @@ def test_beside_other_nodes_it_is_the_formula_too(host, beside):
     assert same_edit(erased, latents(host, reference(beside(graph(CAT, **size)))), without)
     assert torch.equal(latents(host, beside(everywhere(graph(CAT, **size), "cat"))), erased)
     assert torch.equal(latents(host, everywhere(beside(graph(CAT, **size)), "rocket")), without)
+    assert not torch.equal(without, latents(host, graph(CAT, **size)))
+
+
+@pytest.fixture(scope="module")
+def voting():
+    """A file whose concepts are at four places, which vote: a cat is there always, a dog never, though it fires."""
+    name = "test-voting.safetensors"
+    write_places(SAES / name, dict.fromkeys((*ATTENTIONS, HOOKPOINT), 320), usual={"cat": 1e-3, "dog": 1e6})
+    yield name
+    (SAES / name).unlink()
+
+
+@pytest.mark.usefixtures("companions")
+@BESIDE
+def test_beside_other_nodes_the_places_vote_too(host, voting, beside):
+    size = {"width": 192} if beside is area else {}
+    without = latents(host, beside(graph(CAT, **size)))
+    erased = latents(host, erase(beside(graph(CAT, **size)), "cat", "ablate", sae=voting))
+    assert not torch.equal(erased, without)
+    assert torch.equal(latents(host, beside(erase(graph(CAT, **size), "cat", "ablate", sae=voting))), erased)
+    assert torch.equal(latents(host, erase(beside(graph(CAT, **size)), "dog", "ablate", sae=voting)), without)
+
+
+def test_beside_freeu_which_changes_wider_blocks_it_is_the_formula_too(host):
+    checkpoint, name = COMFY / "models" / "checkpoints" / "test-wide.safetensors", "test-wide.safetensors"
+    write_checkpoint(checkpoint, channel_mult=(1, 2))
+    write_places(SAES / name, dict.fromkeys(ATTENTIONS, 640))
+
+    def made(*with_nodes) -> dict:
+        one = graph(CAT)
+        one["checkpoint"]["inputs"]["ckpt_name"] = name
+        for add in with_nodes:
+            add(one)
+        return one
+
+    def free(one):
+        return then(one, "free", "FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+
+    def erased(one):
+        return erase(one, "cat", "ablate", sae=name)
+    try:
+        without, wanted = latents(host, made(free)), then(made(free), "reference", "TestReference", file=name,
+                                                          concept="cat", strength=1.0)
+        assert not torch.equal(without, latents(host, made()))
+        assert same_edit(latents(host, made(free, erased)), latents(host, wanted), without)
+        assert torch.equal(latents(host, made(free, erased)), latents(host, made(erased, free)))
+    finally:
+        checkpoint.unlink()
+        (SAES / name).unlink()
 
 
 def test_a_compiled_model_is_erased_in_either_order(host, plain):
