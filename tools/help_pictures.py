@@ -29,7 +29,8 @@ HALF = 192
 LEAVES = {"Find-a-concept": "found", "Train-an-SAE": "my concepts",
           **dict.fromkeys(OWN_CHECKPOINT, "minicanvas ????????")}
 PICTURED = {"Compare": {}, "Tick-concepts": {"SAEmnesiaLoadSAE": 2, "SAEmnesiaErase": 3}, "Swap": {},
-            "Erase-words": {"SAEmnesiaEraseWords": 13}, "Find-a-concept": {}, "Train-an-SAE": {}, "Map-and-inpaint": {"SAEmnesiaConceptMap": 10}}
+            "Erase-words": {"SAEmnesiaEraseWords": 13}, "Find-a-concept": {}, "Train-an-SAE": {},
+            "Map-and-inpaint": {"SAEmnesiaConceptMap": 10}}
 """{example: {help page: node of which it shows a picture}}"""
 ALONE = ("SAEmnesiaConceptPicker", "SAEmnesiaExportConcept")
 """Nodes that no example has."""
