@@ -144,7 +144,7 @@ def offered(page: Page, node: int, nodes2: bool) -> list[str]:
 
 
 def choose(page: Page, node: int, name: str, option: str, nodes2: bool) -> None:
-    """Choose from a list as people do: click on it, and on the option."""
+    """Choose from a list as people do: click on it (in Nodes 2.0 on the node's first one), and on the option."""
     if nodes2:
         page.locator(f'.lg-node[data-node-id="{node}"]').get_by_role("combobox").first.click()
         page.get_by_role("option", name=option).click()

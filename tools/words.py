@@ -26,8 +26,7 @@ COMMANDS = ("nodes/command", "sae_models/convert/", "sae_models/hub/card", "sae_
 """Modules whose sentences stand in a terminal only."""
 SAID = {
     "nodes/concept_map.py": ("execute",), "nodes/export.py": ("execute",), "nodes/find.py": ("execute",),
-    "nodes/files.py": ("about",), "nodes/progress.py": ("__call__",), "nodes/patch.py": ("apply_model", "outer_sample"),
-    "nodes/train.py": ("execute", "Shown"),
+    "nodes/progress.py": ("__call__",), "nodes/train.py": ("execute", "Shown"),
     "sae_models/adapter.py": ("idle", "elsewhere", "unfit", "NO_STEP"), "sae_models/concepts.py": ("_no_strength",),
     "sae_models/formats/reading.py": ("pickle_advice",), "sae_models/learning/prompts.py": ("_refuse_unreadable",),
     "sae_models/hub/fetching.py": ("_sentences", "refusal"), "saemnesia_webui/job.py": ("NOTHING", "MIXED"),
@@ -37,7 +36,7 @@ SAID = {
     "sae_models/learning/search.py": ("_maps", "_chosen", "own_tables"),
     "saemnesia_webui/find.py": ("__call__", "_found"), "saemnesia_webui/panel.py": ("concept_list", "_about"),
 }
-"""Functions, classes and constants that put together what a node or the sidebar says when all is well."""
+"""Functions, classes and constants that put together what is said and is no literal of a refusal."""
 LEAST = 5
 """Letters that a sentence has beside its values."""
 

@@ -29,7 +29,8 @@ d_in times as much; one that is moved too far at once fires no more, and then le
 
 
 def fit_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], weights: Weights) -> None:
-    """Both for the first concepts, each with its latents (the same number)."""
+    """Put the latents of the first concepts (the same number for each) where least squares has them, and let those of
+    each learn on together."""
     initialise_concepts(sae, maps, latents, weights)
     for concept, own in enumerate(latents):
         learn_together(sae, maps, concept, own, weights)

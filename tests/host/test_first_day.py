@@ -1,5 +1,6 @@
 """A ComfyUI into which nothing but this repository was put."""
 import shutil
+import time
 from urllib.parse import quote
 
 import pytest
@@ -110,7 +111,8 @@ def test_a_template_a_checkpoint_a_word_and_run(empty, page, nodes2, found, tmp_
         expect(page.locator(".saemnesia-report")).to_contain_text("found in")
         assert any("rose (object): painting to learn from, step" in text for text in canvas.said(page))
     assert [path.name[:15] for path in saes.glob("*.safetensors")] == [CHECKPOINT[:15]]
-    while empty.get_json("/queue")["queue_running"]:
+    end = time.monotonic() + 60
+    while empty.get_json("/queue")["queue_running"] and time.monotonic() < end:
         page.wait_for_timeout(200)
     run = list(empty.get_json("/history").values())[-1]
     pictures = {image["filename"][:6] for output in run["outputs"].values() for image in output.get("images", [])}

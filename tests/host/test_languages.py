@@ -49,6 +49,12 @@ def test_what_the_server_answers_is_what_the_code_says():
         "run `python -m tools.words`, then renew the other languages, then run it again"
 
 
+@pytest.mark.parametrize(("name", "parts"), words.SAID.items())
+def test_what_puts_answers_together_is_in_the_code(name, parts):
+    source = code(name)
+    assert all(re.search(rf"(def|class) {part}\b|^{part} = ", source, re.MULTILINE) for part in parts)
+
+
 def test_the_sidebar_says_what_is_translated():
     sentences = set(json.loads((SIDEBAR / "de_DE.json").read_text("utf-8"))) - set(words.answers())
     source = code("saemnesia_webui/*.py", "javascript/*.mjs", "web/js/*.js")
