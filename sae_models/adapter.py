@@ -92,11 +92,11 @@ class LoadedSae:
     def about(self) -> str:
         """What it is for, in a line: base, blocks, concepts, and the checkpoint it was made on where it says that."""
         concepts, neurons = len(self.concepts), sum(header.config.d_sae for header in self.headers)
-        parts = [BASES.get(self.base, self.base) or "base model not said",
-                 _where([header.hookpoint for header in self.headers]),
-                 _counted(concepts, "concept") if concepts else f"{neurons} neurons without names",
-                 f"made on {self.headers[0].made_on}" if self.headers[0].made_on else ""]
-        return ", ".join(part for part in parts if part)
+        known = (f", with {concepts} concepts" if concepts > 1 else ", with 1 concept" if concepts else
+                 f", with {neurons} neurons without names")
+        made_on = f", made on {self.headers[0].made_on}" if self.headers[0].made_on else ""
+        base = BASES.get(self.base, self.base) or "base model not said"
+        return f"{base}{_where([header.hookpoint for header in self.headers])}{known}{made_on}"
 
     def unfit(self, family: str, model: str = "this model") -> str:
         """Why it does not fit a model of another family, "" where it does or a family is not known; model: its name."""
@@ -168,13 +168,10 @@ def shown(names: Collection[str]) -> str:
 
 
 def _where(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return names[0] or "block not said"
-    return _counted(len(names), "cross-attention" if all(map(hookpoint.is_attention, names)) else "place")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    if len(names) > 1:
+        every = all(map(hookpoint.is_attention, names))
+        return f", at {len(names)} cross-attentions" if every else f", at {len(names)} places"
+    return f", at one place: {names[0]}" if names[0] else ", block not said"
 
 
 def build_edits(sae: LoadedSae, text: str, actuator: Actuator, start_sigma: float = float("inf"),

@@ -27,8 +27,9 @@ COMMANDS = ("nodes/command", "sae_models/convert/", "sae_models/hub/card", "sae_
 SAID = {
     "nodes/concept_map.py": ("execute",), "nodes/export.py": ("execute",), "nodes/find.py": ("execute",),
     "nodes/progress.py": ("__call__",), "nodes/train.py": ("execute", "Shown"),
-    "sae_models/adapter.py": ("idle", "elsewhere", "unfit", "NO_STEP"), "sae_models/concepts.py": ("_no_strength",),
-    "sae_models/formats/reading.py": ("pickle_advice",), "sae_models/learning/prompts.py": ("_refuse_unreadable",),
+    "sae_models/adapter.py": ("idle", "elsewhere", "unfit", "NO_STEP", "about", "_where"),
+    "sae_models/concepts.py": ("_no_strength",), "sae_models/formats/reading.py": ("pickle_advice",),
+    "sae_models/learning/prompts.py": ("_refuse_unreadable",),
     "sae_models/hub/fetching.py": ("_sentences", "refusal"), "saemnesia_webui/job.py": ("NOTHING", "MIXED"),
     "saemnesia_webui/looking.py": ("CUT", "MIXED"),
     "sae_models/learning/measuring.py": ("in_words",), "sae_models/learning/words.py": ("report",),

@@ -274,10 +274,11 @@ TWO = (Concept("cat", (0,)), Concept("dog", (1,)))
 
 
 @pytest.mark.parametrize(("names", "header", "says"), [
-    ((DOWN, UP), {"concepts": TWO, "made_on": "dreams_8"}, "SD 1.x, 2 cross-attentions, 2 concepts, made on dreams_8"),
-    ((BLOCK, UP), {"concepts": TWO}, "SD 1.x, 2 places, 2 concepts"),
-    ((BLOCK,), {"concepts": TWO[:1]}, f"SD 1.x, {BLOCK}, 1 concept"),
-    (("",), {"base": ""}, "base model not said, block not said, 9 neurons without names"),
+    ((DOWN, UP), {"concepts": TWO, "made_on": "dreams_8"},
+     "SD 1.x, at 2 cross-attentions, with 2 concepts, made on dreams_8"),
+    ((BLOCK, UP), {"concepts": TWO}, "SD 1.x, at 2 places, with 2 concepts"),
+    ((BLOCK,), {"concepts": TWO[:1]}, f"SD 1.x, at one place: {BLOCK}, with 1 concept"),
+    (("",), {"base": ""}, "base model not said, block not said, with 9 neurons without names"),
 ])
 def test_what_a_file_is_for_is_said_in_a_line(sae, names, header, says):
     like = Header(SaeConfig(8, 9, 1), **{"base": "sd15", **header})

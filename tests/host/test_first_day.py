@@ -75,7 +75,7 @@ def test_the_first_file_is_chosen_where_nothing_could_be_before(empty, page):
     write_sae(empty.models / "sae" / "copied.safetensors")
     canvas.set_widget(page, first, "sae_name", "copied.safetensors")
     canvas.queue_and_wait(page)
-    expect(canvas.about(page).nth(1)).to_have_text("SD 1.x, up_blocks.0.attentions.1, 1 concept")
+    expect(canvas.about(page).nth(1)).to_have_text("SD 1.x, at one place: up_blocks.0.attentions.1, with 1 concept")
     canvas.wait_for_list(page)
     canvas.tick(page, "cat")
     assert canvas.prompt_of(page, ERASE)["concepts"] == "cat"

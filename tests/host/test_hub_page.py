@@ -82,7 +82,7 @@ def test_an_sae_is_chosen_downloaded_stopped_gone_on_with_and_used(page, hub):
     assert hub.starts("sae.safetensors")[0] == 0 and hub.starts("sae.safetensors")[-1] > 0
     expect(button(page, "SAEmnesia objects")).to_have_text("Choose")
     dialog(page).get_by_role("button", name="Close").click()
-    expect(canvas.about(page)).to_have_text(f"SD 1.x, {BLOCK}, {D_SAE} neurons without names")
+    expect(canvas.about(page)).to_have_text(f"SD 1.x, at one place: {BLOCK}, with {D_SAE} neurons without names")
     assert canvas.offered(page, loader, page.nodes2) == [FILE]
     assert page.evaluate("id => app.graph.getNodeById(id).widgets[0].value", loader) == FILE
 

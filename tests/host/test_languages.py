@@ -88,7 +88,10 @@ REPORT = """
 cat: 9% removed, others 0.0% touched, found in 9 s; this is little: say it in other words, or paint more pictures
 cat (object): painting to learn from, step 3 of 48, about 2 min left
 painting picture 13 of 16, about 5 min left, then it learns
-my.safetensors, from 32 pictures: cat: 97% removed, others 0.0% touched, neurons: 2 at each of 6 places"""
+my.safetensors, from 32 pictures: cat: 97% removed, others 0.0% touched, neurons: 2 at each of 6 places
+SD 1.x, at 16 cross-attentions, with 10 concepts, made on cat
+SD 1.x, at one place: cat, with 32 neurons without names
+base model not said, block not said, with 1 concept"""
 
 
 def retold(page, text: str) -> str:

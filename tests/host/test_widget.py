@@ -462,8 +462,8 @@ def test_the_sae_may_be_chosen_on_the_subgraph_around_its_loader(page):
 
 def test_load_sae_says_in_a_line_what_the_file_is_for(page):
     loader, _ = canvas.linked_picker(page, "animals.safetensors")
-    expect(canvas.about(page)).to_have_text("SD 1.x, up_blocks.1.attentions.1, 15 concepts")
-    for sae, line in {"nameless": "SD 1.x, up_blocks.1.attentions.1, 32 neurons without names",
+    expect(canvas.about(page)).to_have_text("SD 1.x, at one place: up_blocks.1.attentions.1, with 15 concepts")
+    for sae, line in {"nameless": "SD 1.x, at one place: up_blocks.1.attentions.1, with 32 neurons without names",
                       "broken": "broken.safetensors cannot be read as safetensors",
                       "gone": "there is no SAE 'gone.safetensors' in models/sae: put the file there"}.items():
         canvas.set_widget(page, loader, "sae_name", f"{sae}.safetensors")
