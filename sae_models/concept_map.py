@@ -2,7 +2,9 @@
 
 A neuron fires, token by token, where the model hears its concept; a token is a square of the picture. Divided by what
 the neuron does on average in pictures that show the concept, the maps of all places are alike in scale: they are
-resized to the latents and averaged. DAAM (arXiv 2210.04885) averages attention to a word in the same way.
+resized to the latents and averaged. DAAM (arXiv 2210.04885) averages attention to a word in the same way. What fires
+says how high a map is, what is above zero its shape: below its threshold a token does not tell whether the concept is
+there, but where more of it is.
 """
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,9 +94,9 @@ class Sight:
         if rectangle is None or len(x) != rows or rows % self.pictures:
             return
         [edit] = self.readers[block].edits
-        [z] = self.readers[block].activations(x, sigma, x_in=x_in)
-        now = by_concept(edit, z.float(), sigma).unflatten(0, (-1, self.pictures)).amax(0)
-        now = now.unflatten(2, rectangle)
+        [fired_and_faint] = self.readers[block].activations(x, sigma, x_in=x_in)
+        now = torch.stack([by_concept(edit, z.float(), sigma) for z in fired_and_faint])
+        now = now.unflatten(1, (-1, self.pictures)).amax(1).unflatten(3, rectangle)
         self._seen[block] = now if block not in self._seen else torch.maximum(self._seen[block], now)
 
     def maps(self, names: Sequence[str]) -> Tensor:
@@ -109,16 +111,24 @@ class Sight:
             raise SaeError(f"nothing can be said of where {shown(missing)} is: no place of the model with its neurons "
                            f"saw the whole picture. Use a prompt without areas, and the model without what cuts "
                            f"the picture into tiles or replaces its attention")
-        return torch.stack([torch.stack([*self._of(name)]).mean(0) for name in names])
+        return torch.stack([_as_high(*torch.stack([*self._of(name)]).mean(0)) for name in names])
 
     def _of(self, name: str) -> Iterator[Tensor]:
-        """[pictures, height, width] at every place that was seen and knows the concept."""
+        """[2, pictures, height, width] of what fires, and of what is above zero, at every place that was seen and knows
+        the concept."""
         for block, seen in self._seen.items():
             if name in self._names(block):
-                yield resized(seen[:, self._names(block).index(name)], self.height, self.width)
+                own = seen[:, :, self._names(block).index(name)]
+                yield resized(own.flatten(0, 1), self.height, self.width).unflatten(0, own.shape[:2])
 
     def _names(self, block: Block) -> list[str]:
         return concepts_of(self.readers[block].edits[0])
+
+
+def _as_high(fired: Tensor, faint: Tensor) -> Tensor:
+    """The second of two maps [n, h, w] with the highest point of the first."""
+    high, own = (one.amax((1, 2), keepdim=True) for one in (fired, faint))
+    return faint * (high / own.clamp_min(1e-6))
 
 
 def concepts_of(edit: Edit) -> list[str]:

@@ -230,9 +230,10 @@ class Erasure:
         return _loud(self._found(x, sigma, None, x_in, always=True))
 
     def activations(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None = None,
-                    x_in: Tensor | None = None) -> list[Tensor]:
-        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act."""
-        return [_above(z, threshold) for z, threshold in self._found(x, sigma, conditional, x_in)]
+                    x_in: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """z [B, F, N] of every edit's rows, zero where they do not fire or the edit does not act; and the same where
+        they are above zero."""
+        return [(_above(z, threshold), z.clamp_min(0)) for z, threshold in self._found(x, sigma, conditional, x_in)]
 
     def _found(self, x: Tensor, sigma: float | NoiseLevel, conditional: Tensor | None, x_in: Tensor | None,
                always: bool = False) -> list[tuple[Tensor, Tensor]]:

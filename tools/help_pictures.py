@@ -29,7 +29,8 @@ HALF = 192
 LEAVES = {"Find-a-concept": "found", "Train-an-SAE": "my concepts",
           **dict.fromkeys(OWN_CHECKPOINT, "minicanvas ????????")}
 PICTURED = {"Compare": {}, "Tick-concepts": {"SAEmnesiaLoadSAE": 2, "SAEmnesiaErase": 3}, "Swap": {},
-            "Erase-words": {"SAEmnesiaEraseWords": 13}, "Find-a-concept": {}, "Train-an-SAE": {},
+            "Erase-words": {"SAEmnesiaEraseWords": 13}, "Find-a-concept": {"SAEmnesiaFindConcept": 13},
+            "Train-an-SAE": {"SAEmnesiaTrain": 13},
             "Map-and-inpaint": {"SAEmnesiaConceptMap": 10}}
 """{example: {help page: node of which it shows a picture}}"""
 ALONE = ("SAEmnesiaConceptPicker", "SAEmnesiaExportConcept")

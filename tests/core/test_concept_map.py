@@ -44,6 +44,13 @@ def test_a_concept_lies_where_its_neuron_fires_in_a_picture_that_is_no_square_no
     assert mask.shape == (1, 104, 72) and mask[0, 8 * 2 + 4, 8 * 7 + 4] == 1 and mask.mean() < 0.2
 
 
+def test_faint_tokens_show_where_a_concept_ends_but_not_that_it_is_there():
+    sight = Sight({PLACE: reader("cat", "dog", threshold=4.0)}, 1, 4, 4)
+    sight.see(PLACE, tokens(4, 4, {(1, 1): (8.0, 2.0), (1, 2): (3.0, 0), (3, 3): (0, 2.0)}), 1.0, 1)
+    cat, dog = sight.maps(["cat", "dog"])
+    assert cat[0, 1].tolist() == [0, 4, 1.5, 0] and not dog.any()
+
+
 def test_a_neuron_without_statistics_is_measured_by_its_own_mean():
     sight = Sight({PLACE: reader("cat", mean=1.0)}, 1, 4, 4)
     sight.see(PLACE, tokens(4, 4, {(1, 2): (100.0,)}), 1.0, 1)

@@ -63,7 +63,7 @@ def test_a_call_never_waits_for_the_device(sae, x, actuator):
 
 def ties(x: torch.Tensor, erasure: Erasure, sigma: float, rows: torch.Tensor) -> torch.Tensor:
     """bool [B, N]: where the fourth nearest free token is as far as the fifth, so that either is right."""
-    z = erasure.activations(x, sigma, rows, None)[0]
+    z, _ = erasure.activations(x, sigma, rows, None)[0]
     taken = z.gt(0).any(1)
     height, width = (x.shape[2], x.shape[3]) if x.ndim == 4 else (x.shape[1], 1)
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
