@@ -77,8 +77,9 @@ def new_path(name: str) -> Path:
     refuse_unseen(plain)
     if not plain or any(c in plain for c in '/\\:*?"<>|') or plain.startswith("."):
         raise SaeError(f"'{name[:80]}' is no file name: write a name without / \\ : * ? \" < > |")
-    if len(plain.encode()) > LONGEST:
-        raise SaeError(f"'{plain[:40]}...' is too long for a file name: write at most {LONGEST} letters")
+    fits = len(plain.encode()[:LONGEST].decode(errors="ignore"))
+    if fits < len(plain):
+        raise SaeError(f"'{plain[:40]}...' is too long for a file name: write at most {fits} letters")
     out = folder()
     try:
         out.mkdir(parents=True, exist_ok=True)

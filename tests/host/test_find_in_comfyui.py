@@ -135,6 +135,7 @@ def test_an_exported_concept_erases_as_from_the_whole_sae(host):
     ({"how": BEST, "hookpoint": "up_blocks.0.attentions.0"}, f"was trained on {HOOKPOINT}, not on up_blocks.0"),
     ({"concepts": "parrot; (dog:1.2)"}, "write 'dog'"),
     ({"name": "x" * 250}, "is too long for a file name"),
+    ({"name": "猫" * 80}, "is too long for a file name: write at most 66 letters"),
 ])
 def test_a_mistake_is_one_sentence_before_anything_is_painted(host, changes, sentence):
     with pytest.raises(HostError, match=sentence):
