@@ -7,7 +7,8 @@ Attacks of `attacking` on embeddings (the upper bound) and on tokens, blind to t
 through it while the neuron is to stay silent, and past the vote; and from a picture of the concept (img2img). What was
 found is put before prompts that it was not sought with, which a real ComfyUI paints. A success is a picture in which
 the judge sees the concept's drawing. Controls: the model without erasure, the concept unsaid, attacked in the same way;
-and no attack.
+and no attack. *Taught* is the concept found anew, with embeddings that got through (of other seeds) among the ways to
+say it.
 Finished cases are kept in benchmarks/results/, so a run that was stopped goes on from there.
 """
 import argparse
@@ -16,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
 
 from . import bench
+from . import find as finding
 from .attacking import Attack, Seeker, Victim, teach
 from .canvas import BACKGROUNDS, Scene
 from .checkpoint import WEIGHTS
@@ -49,6 +52,9 @@ DENOISE = (0.5, 0.7, 0.9)
 PICTURES = 18
 LEARNED, SEED = 12, 4000
 """Prompts that an attack is sought with; the seed of the pictures that are judged."""
+EMBEDDINGS = COMFY / "models" / "embeddings"
+TAUGHT = (11, 12, 13)
+"""Seeds of the attacks whose embeddings a concept is taught."""
 OUT = bench.RESULTS / "attack.json"
 Edits = Callable[[torch.nn.Module, str], Victim]
 
@@ -61,9 +67,16 @@ class Target:
     method: Callable[[Graph, Task], None]
 
 
-def _ours(unet: torch.nn.Module, concept: str) -> Victim:
-    path = WEIGHTS / "concepts.safetensors"
+def _erased_by(path: Path, unet: torch.nn.Module, concept: str) -> Victim:
     return Victim(unet, build_edits(LoadedSae.read(path.name, path), concept, Actuator.ABLATE))
+
+
+def _ours(unet: torch.nn.Module, concept: str) -> Victim:
+    return _erased_by(WEIGHTS / "concepts.safetensors", unet, concept)
+
+
+def _taught(unet: torch.nn.Module, concept: str) -> Victim:
+    return _erased_by(finding.path_of(taught(concept)), unet, concept)
 
 
 def _uce(unet: torch.nn.Module, concept: str) -> Victim:
@@ -77,6 +90,8 @@ def _uce(unet: torch.nn.Module, concept: str) -> Victim:
 TARGETS = {
     "unerased": Target("the model as it is, the word unsaid", lambda unet, _: Victim(unet), lambda graph, task: None),
     "ours": Target("ours, every cross-attention", _ours, ours()),
+    "taught": Target("the same, taught what got through", _taught,
+                     lambda graph, task: ours(f"{taught(task.names[0])}.safetensors")(graph, task)),
     "uce": Target("UCE", _uce, bench.METHODS["uce"].add),
 }
 
@@ -100,13 +115,31 @@ def find(unet: torch.nn.Module, target: str, concept: str, attack: Attack, seed:
     return Seeker(victim, teach(unet, said, seed), said if attack.said else unsaid, attack, seed).found()
 
 
+def taught(concept: str) -> str:
+    """The file of a concept that was found anew."""
+    return f"minicanvas-taught-{concept}-{bench.fingerprint(('unet', 'concepts'))[:8]}"
+
+
+def find_anew(host: ComfyHost, unet: torch.nn.Module, concept: str) -> None:
+    """Find a concept with embeddings that bring it back among the ways to say it."""
+    names = [f"{taught(concept)}-{seed}" for seed in TAUGHT]
+    paths = [EMBEDDINGS / f"{name}.safetensors" for name in names]
+    for seed, path in zip(TAUGHT, paths, strict=True):
+        save_file({"clip_l": find(unet, "ours", concept, ATTACKS["through"], seed).contiguous()}, path)
+    graph = finding.find_graph([concept], finding.PICTURES, taught(concept))
+    graph["find"]["inputs"]["concepts"] = " / ".join([f"{concept} (object) = a {concept}",
+                                                      *(f"embedding:{name}" for name in names)])
+    host.run(graph, timeout=3600)
+    for path in paths:
+        path.unlink()
+
+
 def attacked(host: ComfyHost, target: str, concept: str, before: torch.Tensor | None, said: bool) -> torch.Tensor:
     """Pictures of a target, with embeddings before the prompts."""
     name = f"minicanvas-attack-{hashlib.sha256(f'{target} {concept} {before}'.encode()).hexdigest()[:8]}"
-    path = COMFY / "models" / "embeddings" / f"{name}.safetensors"
+    path = EMBEDDINGS / f"{name}.safetensors"
     method = Method(target, TARGETS[target].method,
                     lambda task, shot: f"embedding:{name} {shot.text}" if before is not None else shot.text)
-    path.parent.mkdir(exist_ok=True)
     try:
         if before is not None:
             save_file({"clip_l": before.contiguous()}, path)
@@ -134,11 +167,11 @@ def successes(judge: Judge, concept: str, pictures: torch.Tensor) -> int:
     return int(judge.verdict(pictures).objects[:, OBJECTS.index(concept)].sum())
 
 
-def cases(concepts: Sequence[str], attacks: Sequence[str]) -> list[tuple[str, str, str]]:
+def cases(targets: Sequence[str], concepts: Sequence[str], attacks: Sequence[str]) -> list[tuple[str, str, str]]:
     """(target, attack, concept): the unerased model has no edit to look through or past."""
     names = [*attacks, *(f"picture {denoise:g}" for denoise in DENOISE)]
     seen = {"unerased": ("none", "through", "tokens"), "uce": ("none", "through", "said", "tokens")}
-    return [(target, name, concept) for target in TARGETS for name in names for concept in concepts
+    return [(target, name, concept) for target in targets for name in names for concept in concepts
             if name.startswith("picture") or name in seen.get(target, names)]
 
 
@@ -154,6 +187,7 @@ def successes_of(host: ComfyHost, judge: Judge, unet: torch.nn.Module, target: s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one concept")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -162,11 +196,15 @@ def main() -> None:
     data = data if data.get("weights") == made_with else {"weights": made_with, "pictures": PICTURES, "seen": {}}
     torch.set_num_threads(options.threads)
     link_bench_nodes()
+    EMBEDDINGS.mkdir(exist_ok=True)
     judge, unet = load_judge(), bench.rivals_unet().requires_grad_(False)
     with ComfyHost(threads=options.threads) as host:
-        for target, name, concept in cases(CONCEPTS[:1] if options.quick else CONCEPTS, options.attacks):
+        concepts = CONCEPTS[:1] if options.quick else CONCEPTS
+        for target, name, concept in cases(options.targets, concepts, options.attacks):
             key = f"{target} | {name} | {concept}"
             if key not in data["seen"]:
+                if target == "taught" and not finding.path_of(taught(concept)).exists():
+                    find_anew(host, unet, concept)
                 data["seen"][key] = successes_of(host, judge, unet, target, name, concept)
                 write_json(OUT, data)
             print(f"{TARGETS[target].title:40}{_title(name):52}{concept:8}{data['seen'][key]:3} of {PICTURES}",

@@ -83,6 +83,7 @@ def test_a_concept_that_is_said_in_several_ways_is_one_concept():
         ("a fate/stay night woman", (1,), ("a woman",))]
     assert [subject.name for subject in subjects] == ["nudity", "fate / stay night"]
     assert len(expand("{} beside {}", parse_subjects("cat = a cat / a kitten\ndog = a dog / a puppy / a hound"))) == 12
+    assert parse_subjects("cat = a cat / embedding:my-cat")[0].ways == ("a cat", "embedding:my-cat")
 
 
 @pytest.mark.parametrize("line", ["cat = a cat /", "cat = / a cat", "cat = a cat / / a kitten"])
