@@ -132,7 +132,8 @@ def _best(how: str, sae: LoadedSae, what: Search, n: int) -> Callable[[Sequence[
     """What finds the SAE's best neurons in the maps."""
     def best(maps: Sequence[Maps]) -> dict[int, list[Table]]:
         with torch.inference_mode(False), torch.no_grad():
-            whole = read_sae(sae.path)[0].to(comfy.model_management.get_torch_device())
+            device = comfy.model_management.get_torch_device()
+            whole = read_sae(sae.path)[0].to(device if device.type == "cuda" else "cpu")
             return {n: [finding.best_neurons(whole, part, what.wanted, n, how == BEST_BY_LEVEL) for part in maps]}
     return best
 

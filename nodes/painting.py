@@ -55,7 +55,7 @@ class Painter:
         return latents
 
     def identity(self) -> str:
-        return f"{fingerprint(self.model)} {float(self.encoded(['a photo of it']).context.double().sum())}"
+        return f"{fingerprint(self.model)} {float(self.encoded(['a photo of it']).context.cpu().double().sum())}"
 
     def vectors(self, texts: Sequence[str]) -> torch.Tensor:
         read = [self.encoded([text]) for text in texts]

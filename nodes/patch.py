@@ -5,8 +5,8 @@ which is also asked where another node replaces the attention. Two wrappers unde
 (hook, call, unhook), and around a whole sampling run (say what is patched, count where concepts fire, fail if a place
 was never reached). Chained nodes join into one such pair.
 
-On a GPU a model call never waits for what we do: no value is read from the device before the run is over. Several GPUs
-may each call the model from a thread of their own.
+On a GPU no model call waits for what we do but the first of a kind, on which the places vote: no other value is read
+from the device before the run is over. Several GPUs may each call the model from a thread of their own.
 """
 import logging
 import sys

@@ -81,7 +81,7 @@ class Train(io.ComfyNode):
                 io.Combo.Input("memory", options=list(PRESETS), default="8 GB", tooltip=(
                     "How much memory your graphics card has. More lets it paint and learn faster, and gives each place "
                     "more neurons: at the 16 cross-attentions of SD 1.5 4, 6, 8 or 16 for each number of its width, "
-                    "which take 1.6, 2.4, 3.2 or 6.4 GB while they learn.")),
+                    "which take 1.6, 2.4, 3.2 or 6.3 GB while they learn.")),
                 io.Int.Input("pictures", default=600, min=1, max=1_000_000, tooltip=(
                     "How many pictures are painted to learn from. More learns better and takes longer; some ten for "
                     "each concept are the least.")),
@@ -140,9 +140,10 @@ class Train(io.ComfyNode):
         make = shown.making(training.source(model, clip, what, origins, keep, shown.painted))
         painting_of = "" if keep else training.painting_of(model, clip, what, places)
         device = comfy.model_management.get_torch_device()
+        device = device if device.type == "cuda" else torch.device("cpu")
         with torch.inference_mode(False), torch.enable_grad():
             jobs = [job.starting_from(start.path) for job in jobs] if start else jobs
-            comfy.model_management.free_memory(sum(_needed(job.config) for job in jobs) + GIGABYTE, device)
+            make = _making_room(make, sum(_needed(job.config) for job in jobs) + GIGABYTE, device)
             report = train_to_file(jobs, make, out, shown.trained, device, painting=painting_of,
                                    going_on=shown.going_on)
         shown.finishing(len(unmeasured(out)))
@@ -153,6 +154,17 @@ class Train(io.ComfyNode):
         picture = np.asarray(chart.report_picture(report, settings.steps, pairs), dtype=np.float32) / 255
         return io.NodeOutput(files.made(out), torch.from_numpy(picture)[None], report.as_text(), ui={
             "text": [f"{out.name} is ready: {report.in_words()}"], "details": [report.numbers()], "sae": [out.name]})
+
+
+def _making_room(make: MakeChunk, size: int, device: torch.device) -> MakeChunk:
+    """`make`, with room on the card to learn before it and after it: what paints loads the model again."""
+    comfy.model_management.free_memory(size, device)
+
+    def chunk(number: int) -> Mapping[str, Maps]:
+        maps = make(number)
+        comfy.model_management.free_memory(size, device)
+        return maps
+    return chunk
 
 
 def _needed(config: SaeConfig) -> int:

@@ -26,10 +26,16 @@ from .painting import Painter, fingerprint, untouched
 
 HELD_OUT_PICTURES, HELD_OUT_OF_SEVERAL = 64, 32
 """Pictures a trained SAE is judged on, of one place and of several, where each takes more memory."""
-TOKENS = 128
-"""Of a map that are kept where several places are learned: more maps say more of a concept than more tokens of each."""
+TOKENS, MAP = 128, 8 * 2**20
+"""Of a map that are kept where several places are learned: more maps say more of a concept than more tokens of each.
+And so few that the maps of all places, with and without a concept, take at most so many bytes: SDXL has 70 places."""
 MEASURED_PICTURES = 4
 """Painted to measure a concept on."""
+
+
+def tokens_kept(widths: Sequence[int]) -> int | None:
+    """How many tokens of a map are kept, of fp16 numbers with and without the concept; None for all of one place."""
+    return max(1, min(TOKENS, MAP // (4 * sum(widths)))) if len(widths) > 1 else None
 
 
 def origins(model: ModelPatcher, what: Lesson, hookpoints: Sequence[str]) -> list[Origin]:
@@ -37,11 +43,13 @@ def origins(model: ModelPatcher, what: Lesson, hookpoints: Sequence[str]) -> lis
     several = len(hookpoints) > 1
     judged = min(what.pictures / 8, HELD_OUT_OF_SEVERAL if several else HELD_OUT_PICTURES)
     held_out = tuple(range(HELD_OUT, HELD_OUT + math.ceil(judged / what.painting.batch)))
-    about = {"model": fingerprint(model), "pictures": what.pictures, "painting": asdict(what.painting),
-             "prompts": sorted({prompt.text for prompt in what.prompts})[:20]} | ({"tokens": TOKENS} if several else {})
     family, unet = family_of(model.model.model_config), model.model.diffusion_model
-    return [Origin(what.subjects, hookpoint.width(hookpoint.find(unet, name)), name, family, False, what.chunks,
-                   held_out, about) for name in hookpoints]
+    widths = [hookpoint.width(hookpoint.find(unet, name)) for name in hookpoints]
+    about = {"model": fingerprint(model), "pictures": what.pictures, "painting": asdict(what.painting),
+             "prompts": sorted({prompt.text for prompt in what.prompts})[:20]}
+    about |= {"tokens": tokens_kept(widths)} if several else {}
+    return [Origin(what.subjects, width, name, family, False, what.chunks, held_out, about)
+            for width, name in zip(widths, hookpoints, strict=True)]
 
 
 def painting_of(model: ModelPatcher, clip: Any, what: Lesson, hookpoints: Sequence[str]) -> str:
@@ -50,8 +58,8 @@ def painting_of(model: ModelPatcher, clip: Any, what: Lesson, hookpoints: Sequen
 
     Raises SaeError for a prompt that is too long.
     """
-    heard = float(Painter(model, clip, what.painting).encoded([what.prompts[0].text]).context.double().sum())
-    of = f"{fingerprint(model)} {heard} {what} {[*hookpoints]} {TOKENS}"
+    heard = float(Painter(model, clip, what.painting).encoded([what.prompts[0].text]).context.cpu().double().sum())
+    of = f"{fingerprint(model)} {heard} {what} {[*hookpoints]} {TOKENS} {MAP}"
     return hashlib.sha256(of.encode()).hexdigest()[:16]
 
 
@@ -60,7 +68,8 @@ def source(model: ModelPatcher, clip: Any, what: Lesson, made_of: Sequence[Origi
     """Makes the chunks of some origins; `keep` is a folder to store them in for good, None to store nothing."""
     blocks = [Block(origin.hookpoint, origin.residual) for origin in made_of]
     painter = Painter(untouched(model), clip, what.painting, tick)
-    collector = Collector(painter, what.prompts, len(what.subjects), blocks, TOKENS if len(blocks) > 1 else None)
+    tokens = tokens_kept([origin.d_in for origin in made_of])
+    collector = Collector(painter, what.prompts, len(what.subjects), blocks, tokens)
 
     def chunk(number: int) -> dict[str, Maps]:
         with torch.inference_mode():

@@ -114,7 +114,12 @@ def find(unet: nn.Module, hookpoint: str) -> nn.Module:
 def hears(attention: nn.Module) -> bool:
     """Whether words can come through a cross-attention: none can where its values or outputs are multiplied by 0."""
     weights = (attention.to_v.weight, attention.to_out[0].weight)
-    return all(bool(weight.dequantize().any()) for weight in weights)  # fp8 has no any() on a GPU
+    return all(bool(_values(weight).any()) for weight in weights)
+
+
+def _values(weight: Tensor) -> Tensor:
+    """A weight's numbers: fp8 has no any() on a GPU, and a plain tensor no dequantize() on a Mac."""
+    return weight.float() if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
 
 
 def attention_key(path: str) -> tuple[str, int, int]:

@@ -86,7 +86,7 @@ def noise_levels(sd_model: Any) -> NoiseLevels:
     if alphas is None:
         raise SaeError(f"cannot read the noise levels of this model ({type(sd_model).__name__}): load a checkpoint of "
                        f"the SAE's base model")
-    alphas = alphas.detach().double().cpu().clamp(1e-12, 1 - 1e-12)
+    alphas = alphas.detach().cpu().double().clamp(1e-12, 1 - 1e-12)
     return NoiseLevels(((1 - alphas) / alphas).sqrt().log().float())
 
 

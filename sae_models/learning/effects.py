@@ -69,15 +69,15 @@ class _Trial:
             found[block] = self.eraser[block].strengths(output, sigma, x_in)
 
     def predict(self, step: Step, texts: Sequence[str], about: str) -> Tensor:
-        needed, found = self.voting.open(about), {}
+        needed, found, sigma = self.voting.open(about), {}, step.sigma
 
         def edit(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
-            erased = self.eraser[block](output, step.sigma, None, x_in, needed and needed[block])
+            erased = self.eraser[block](output, sigma, None, x_in, needed and needed[block])
             found[block] = erased.strengths
             return erased.out
         out = step.predict(texts, {block: partial(edit, block) for block in self.eraser})
         if needed:
-            self.voting.count(about, found, step.sigma)
+            self.voting.count(about, found, sigma)
         return out
 
 
@@ -94,12 +94,13 @@ def _plain(trials: Sequence[_Trial], step: Step, texts: Sequence[str], about: st
     """What the model predicts unedited; the first time the places of every trial vote about these prompts."""
     asking = [trial for trial in trials if trial.voting.begins(about, len(texts), step.t.device)]
     found: list[dict[Block, Tensor]] = [{} for _ in asking]
+    sigma = step.sigma
 
     def look(block: Block, output: Tensor, x_in: Tensor | None) -> Tensor:
         for trial, strengths in zip(asking, found, strict=True):
-            trial.look(block, step.sigma, strengths, output, x_in)
+            trial.look(block, sigma, strengths, output, x_in)
         return output
     out = step.predict(texts, {block: partial(look, block) for trial in asking for block in trial.eraser})
     for trial, strengths in zip(asking, found, strict=True):
-        trial.voting.count(about, strengths, step.sigma, look=True)
+        trial.voting.count(about, strengths, sigma, look=True)
     return out

@@ -18,6 +18,8 @@ from .maps import Maps
 
 MOST_TOKENS = 20_000
 """Tokens that directions are found from, and that neurons learn from together."""
+AT_ONCE = 2 ** 15
+"""Tokens that are on the device at once: a map of one place may have thousands."""
 UNIT_MAPS = 64
 """Maps that say how large a place's numbers are."""
 ROUNDS = 60
@@ -30,10 +32,10 @@ d_in times as much; one that is moved too far at once fires no more, and then le
 
 def fit_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], weights: Weights) -> None:
     """Put the latents of the first concepts (the same number for each) where least squares has them, and let those of
-    each learn on together."""
+    each learn on together. Those of a concept that the maps never leave out stay what they are."""
     initialise_concepts(sae, maps, latents, weights)
-    for concept, own in enumerate(latents):
-        learn_together(sae, maps, concept, own, weights)
+    for concept in _left_out(maps, len(latents)):
+        learn_together(sae, maps, concept, latents[concept], weights)
 
 
 @torch.no_grad()
@@ -42,23 +44,40 @@ def initialise_concepts(sae: Sae, maps: Maps, latents: Sequence[Sequence[int]], 
     """Start the latents of the first concepts (the same number for each) where least squares puts them.
 
     W_dec are the directions of the difference that the concept makes; W_enc and the biases predict, from a token alone,
-    how far the token lies along them where the concept is said, and `-margin` where it is not.
+    how far the token lies along them where the concept is said, and `-margin` where it is not. Those of a concept that
+    the maps never leave out stay what they are: what it adds was not seen.
     """
+    seen = _left_out(maps, len(latents))
+    if not seen:
+        return
     device, d_in, unit = sae.b_dec.device, sae.config.d_in, _unit(maps, len(latents))
-    parts = [maps.pick(index) for index in torch.arange(len(maps)).split(256)]
-    rows = torch.stack([_directions(maps, concept, len(own), device) for concept, own in enumerate(latents)])
+    parts = [maps.pick(index) for index in _in_parts(torch.arange(len(maps)), maps)]
+    rows = torch.zeros(len(latents), len(latents[0]), d_in, device=device)
+    for concept in seen:
+        rows[concept] = _directions(maps, concept, len(latents[concept]), device)
     gram = torch.zeros(d_in + 1, d_in + 1, device=device)
     target = torch.zeros(len(rows), d_in + 1, rows.shape[1], device=device)
     for part in (_in_unit(part, unit, device) for part in parts):
         x = _with_one(part)
         gram += x.T @ x
         target += torch.einsum("td,tcn->cdn", x, _wanted_logits(part, rows, weights))
-    for concept, own in enumerate(latents):
+    for concept in seen:
         known = gram - _unknown_gram(maps, concept, unit, device)
         known.diagonal().add_(ridge * known.diagonal().mean())
         solved = torch.linalg.solve(known, target[concept]).T
-        for latent, row, direction in zip(own, solved, rows[concept], strict=True):
+        for latent, row, direction in zip(latents[concept], solved, rows[concept], strict=True):
             sae.put(latent, row[:-1], unit * row[-1] + row[:-1] @ sae.b_dec, direction)
+
+
+def _left_out(maps: Maps, concepts: int) -> list[int]:
+    """Which of the first concepts are left out of a prompt somewhere."""
+    there = set(maps.unsaid.tolist())
+    return [concept for concept in range(concepts) if concept in there]
+
+
+def _in_parts(index: Tensor, maps: Maps) -> Sequence[Tensor]:
+    """Numbers of maps, of so many at once that their tokens are `AT_ONCE`."""
+    return index.split(max(1, AT_ONCE // maps.tokens.shape[1]))
 
 
 def _unit(maps: Maps, concepts: int) -> float:
@@ -167,7 +186,7 @@ def _directions(maps: Maps, concept: int, n: int, device: torch.device) -> Tenso
     """The `n` unit directions [n, d_in] of what a concept adds to a token; for one, that of its mean."""
     own = maps.pick((maps.unsaid == concept).nonzero()[:, 0])
     if n == 1:
-        parts = (own.pick(index).to(device) for index in torch.arange(len(own)).split(256))
+        parts = (own.pick(index).to(device) for index in _in_parts(torch.arange(len(own)), own))
         total = torch.stack([(part.tokens - part.without).mean(1).sum(0) for part in parts]).sum(0)
         return nn.functional.normalize(total, dim=0)[None]
     generator = torch.Generator().manual_seed(concept)
@@ -239,6 +258,6 @@ def _along(difference: Tensor, rows: Tensor) -> Tensor:
 
 def _unknown_gram(maps: Maps, concept: int, unit: float, device: torch.device) -> Tensor:
     """The part of the Gram matrix that maps contribute in which the concept's share is not known."""
-    chosen = maps.left()[:, concept].nonzero()[:, 0].split(256)
+    chosen = _in_parts(maps.left()[:, concept].nonzero()[:, 0], maps)
     x = [_with_one(_in_unit(maps.pick(index), unit, device)) for index in chosen]
     return sum(part.T @ part for part in x) if x else torch.zeros(())

@@ -51,11 +51,11 @@ def lesson(concepts: str, templates: str, painting: Painting, pictures: int) -> 
 
 @dataclass(frozen=True)
 class Search:
-    """What to find: a lesson whose first subjects are the wanted ones. of_words: somebody only said words, and may want
-    them found anew from more."""
+    """What to find: a lesson whose first subjects are the wanted ones. asked: where somebody only said words, from how
+    many pictures each is to be found; they may be wanted anew from more."""
     wanted: Sequence[Subject]
     lesson: Lesson
-    of_words: bool = False
+    asked: int = 0
 
     @property
     def batches(self) -> int:
@@ -65,10 +65,10 @@ class Search:
     @property
     def found_with(self) -> dict[str, Any]:
         """What a file notes of that, as `Concept` has it."""
-        if not self.of_words:
+        if not self.asked:
             return {}
         others = tuple(subject.name for subject in self.lesson.subjects if subject not in self.wanted)
-        return {"pictures": self.lesson.pictures, "told_from": others}
+        return {"pictures": self.asked, "told_from": others}
 
     @property
     def texts(self) -> list[str]:

@@ -72,7 +72,7 @@ def token_means(sae: Sae, tokens: Tensor) -> Tensor:
         dense = torch.zeros(len(part), len(sae.W_dec), device=flat.device)
         dense.scatter_add_(1, flat, latents.top_acts.flatten(1))
         return sae.stacked(dense.T).T.cpu() / part.shape[1]
-    return torch.cat([mean(part) for part in tokens.split(16)])
+    return torch.cat([mean(part) for part in tokens.split(max(1, min(16, 2 ** 13 // tokens.shape[1])))])
 
 
 @torch.no_grad()

@@ -35,9 +35,10 @@ def code(sae: Sae, x: Tensor, half: bool = False, dead: Tensor | None = None) ->
 
 
 def bfloat16_is_fast(device: torch.device | str) -> bool:
-    """Whether products in bfloat16 are worth it: a CPU without instructions for them is a hundred times slower."""
+    """Whether products in bfloat16 are worth it: a CPU without instructions for them is a hundred times slower, and a
+    GPU older than Ampere slower than in fp32."""
     if torch.device(device).type != "cpu":
-        return True
+        return torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

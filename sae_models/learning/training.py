@@ -120,9 +120,16 @@ class Trainer(Run):
             if not _out_of_memory(error) or self.batch < self.settings.batch or self.batch < 2:
                 raise
             self.batch //= 2
+            self._forget_half_made_moments()
             log.warning("SAEmnesia: out of memory with %d maps a step; going on with %d", self.settings.batch,
                         self.batch)
         return self.train_step()
+
+    def _forget_half_made_moments(self) -> None:
+        """Adam notes a parameter before it has made room for both of its moments."""
+        state = self.optimizer.state
+        for parameter in [parameter for parameter, own in state.items() if "exp_avg_sq" not in own]:
+            del state[parameter]
 
     def train_step(self) -> dict[str, Tensor]:
         """One step on maps of the window; the losses it had."""

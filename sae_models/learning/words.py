@@ -142,7 +142,7 @@ def search(wanted: Sequence[Subject], also: str, painter: Painter, pictures: int
     added = parse_subjects(also) if also.strip() else []
     others = [*added, *told_from([*wanted, *added], painter.vectors)]
     return replace(search_for(wanted, others, templates([*wanted, *others]), painter.painting,
-                              pictures + MORE * (len(wanted) - 1)), of_words=True)
+                              pictures + MORE * (len(wanted) - 1)), asked=pictures)
 
 
 def report(sae: LoadedSae, name: str, seconds: Mapping[str, float]) -> str:

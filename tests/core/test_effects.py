@@ -23,7 +23,13 @@ class Step:
     loud: dict
     known: set
 
-    sigma = SIGMA
+    waits: list
+
+    @property
+    def sigma(self):
+        """On a GPU, to read it is to wait."""
+        self.waits.append(self.t)
+        return SIGMA
 
     def predict(self, texts, taps=None):
         assert self.known.issuperset(texts)  # read before the picture was begun
@@ -35,6 +41,7 @@ class Step:
 class Painter:
     def __init__(self, loud, batch):
         self.painting, self.loud, self.asked, self.painted = Painting(batch=batch, steps=8), loud, [], []
+        self.waits: list[torch.Tensor] = []
         self.known: set[str] = set()
 
     def read(self, texts):
@@ -43,7 +50,8 @@ class Painter:
     def paint(self, texts, generator, kept, look):
         self.painted.append(list(texts))
         for step in kept:
-            look(Step(torch.full((len(texts),), SIGMA - step / 10), self.asked, self.loud, frozenset(self.known)))
+            look(Step(torch.full((len(texts),), SIGMA - step / 10), self.asked, self.loud, frozenset(self.known),
+                      self.waits))
 
 
 def eraser(count=4):
@@ -67,3 +75,10 @@ def test_others_that_the_places_vote_out_are_not_touched(other, places, touched)
     checked = effects.effects(Painter(loud, 2), {0: eraser(places)}, pairs, rest, effects.CHECK)[0]
     for effect in (tried, checked):
         assert (effect.touched > 1e-6) is touched and effect.removed == pytest.approx(1)
+
+
+def test_the_noise_level_is_read_once_a_call_and_not_at_every_place():
+    loud, pairs, rest = words([1.0, 0.9], [0.005])
+    painter = Painter(loud, 2)
+    effects.effects(painter, {0: eraser()}, pairs, rest)
+    assert 0 < len(painter.waits) <= len(painter.asked)

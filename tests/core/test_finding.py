@@ -7,8 +7,9 @@ from made_maps import CONCEPTS, D_IN, SUBJECTS, directions, make_maps
 from test_training import trainer
 
 from sae_models import Header, SaeError, read_headers, table
+from sae_models.learning import fitting
 from sae_models.learning.finding import best_neurons, own_neurons
-from sae_models.learning.fitting import Tokens, initialise_concepts, learn_together
+from sae_models.learning.fitting import Tokens, fit_concepts, initialise_concepts, learn_together
 from sae_models.learning.losses import Weights
 from sae_models.learning.maps import Maps, joined
 from sae_models.sae import Sae, SaeConfig
@@ -85,6 +86,28 @@ def test_neurons_that_learn_together_carry_what_least_squares_leaves(neurons):
         learn_together(sae, only_where(1), 0, latents, Weights(push=0.0, silence=5.0))
         assert left() < 0.6 * before
         assert torch.allclose(sae.W_dec[latents].norm(dim=1), torch.ones(neurons), atol=1e-4)
+
+
+def test_a_concept_that_the_maps_never_leave_out_keeps_its_neurons():
+    """A window of few pictures need not have all concepts."""
+    maps, sae = make_maps(1), Sae(SaeConfig(D_IN, CONCEPTS, 1))
+    some, before = maps.pick((maps.unsaid != 1).nonzero()[:, 0]), [p.detach().clone() for p in sae.parameters()]
+    with torch.no_grad():
+        fit_concepts(sae, some, [[i] for i in range(CONCEPTS)], Weights())
+        both = [(p, old) for p, old in zip(sae.parameters(), before, strict=True) if len(p) == CONCEPTS]
+        kept = [[torch.equal(p[i], old[i]) for p, old in both] for i in range(CONCEPTS)]
+    assert all(kept[1]) and not any(kept[0] + kept[2] + kept[3])
+
+
+def test_maps_of_many_tokens_are_taken_in_parts(monkeypatch):
+    maps, found = make_maps(1), []
+    for at_once in (2 ** 15, 13):
+        monkeypatch.setattr(fitting, "AT_ONCE", at_once)
+        sae = Sae(SaeConfig(D_IN, CONCEPTS, 1))
+        initialise_concepts(sae, maps, [[i] for i in range(CONCEPTS)], Weights())
+        found.append(sae)
+    assert torch.allclose(found[0].encoder.weight, found[1].encoder.weight, atol=1e-4)
+    assert torch.allclose(found[0].W_dec, found[1].W_dec, atol=1e-5)
 
 
 def wide(seed: int, d_in: int = 640) -> Maps:

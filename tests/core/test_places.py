@@ -13,6 +13,7 @@ from sae_models import Actuator, Concept, Header, Sae, SaeConfig, SaeError, Stat
 from sae_models.adapter import Block, LoadedSae, Tally, build_edits, with_attention_patch
 from sae_models.concepts import NEVER
 from sae_models.formats import Part, Weights, read_sae, read_statistics, write_places
+from sae_models.hookpoint import hears
 
 ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
@@ -327,3 +328,13 @@ def test_an_attention_patch_comes_last_and_changes_nothing_of_the_callers():
     assert patched["patches"] == {"attn2_output_patch": [theirs, mine], "attn1_patch": [theirs]}
     assert options["patches"]["attn2_output_patch"] == [theirs]
     assert with_attention_patch({}, mine) == {"patches": {"attn2_output_patch": [mine]}}
+
+
+def test_whether_words_come_through_is_asked_as_every_device_can(monkeypatch):
+    """On a Mac a plain tensor has no dequantize()."""
+    monkeypatch.setattr(torch.Tensor, "dequantize", None, raising=False)
+    attention = torch.nn.Module()
+    attention.to_v, attention.to_out = torch.nn.Linear(4, 4), torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    assert hears(attention)
+    torch.nn.init.zeros_(attention.to_out[0].weight)
+    assert not hears(attention)

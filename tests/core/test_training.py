@@ -201,6 +201,20 @@ def test_out_of_memory_halves_the_batch_once_and_says_so(caplog, monkeypatch):
     assert sizes[:3] == [8, 4, 4] and "going on with 4" in caplog.text
 
 
+def test_memory_that_runs_out_while_adam_makes_room_for_its_moments_does_not_end_the_run(monkeypatch):
+    run = trainer(SHORT)
+    real = run._update
+
+    def update() -> None:
+        if run.batch == 8:
+            run.optimizer.state[run.sae.W_dec] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(run.sae.W_dec)}
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        real()
+    monkeypatch.setattr(run, "_update", update)
+    run.run(ignore)
+    assert run.batch == 4 and run.sound()
+
+
 def test_two_runs_with_one_seed_are_identical():
     runs = [trainer(SHORT), trainer(SHORT)]
     for run in runs:

@@ -1,5 +1,6 @@
 """What a word is told from: common words, above all those that the text encoder finds like it."""
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,3 +101,10 @@ def test_every_subject_is_said_also_of_a_kind_of_its_own():
     subjects = [sadness, *words.told_from([sadness], vectors)]
     said = {i for prompt in expand(words.templates(subjects), subjects) for i in prompt.said}
     assert said == set(range(len(subjects)))
+
+
+def test_words_that_are_found_together_note_the_pictures_that_were_asked_for():
+    """More are painted then, and a user who raises the number by a little wants them found anew all the same."""
+    painter = SimpleNamespace(painting=words.painting("sd15"), vectors=lambda texts: torch.ones(len(texts), 2))
+    what = words.search([CAT, INK], "", painter, 32)
+    assert what.lesson.pictures > 32 and what.found_with["pictures"] == 32

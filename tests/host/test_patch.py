@@ -344,3 +344,9 @@ def test_a_relative_is_told_by_its_blocks_and_widths(unet, saes):
     assert HOOKPOINT in str(patch.check_base(paired, saes[0])) and FIRING[0] == "cat"
     with pytest.raises(module("sae_models.errors").SaeError, match="is for SD 1.x, and this model is svd_img2vid"):
         patch.check_base(patcher_of(unet, comfy.supported_models.SVD_img2vid({})), saes[0])
+
+
+def test_training_keeps_fewer_tokens_of_a_map_where_a_model_has_many_places():
+    """So that the last pictures, which concepts are fitted to, are many: SDXL has 70 places."""
+    kept = module("nodes.training").tokens_kept
+    assert kept([1280] * 70) < 32 and kept([320, 640, 1280] * 5) == 128 and kept([1280]) is None
