@@ -45,7 +45,11 @@ def text_encoder(which: str) -> torch.nn.Module:
     import comfy.sd1_clip
     import comfy.sdxl_clip
     kind = {"l": comfy.sd1_clip.SDClipModel, "g": comfy.sdxl_clip.SDXLClipG}[which]
-    return models.initialised(kind(device="cpu", dtype=torch.float32).transformer)
+    model = models.initialised(kind(device="cpu", dtype=torch.float32).transformer)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.reset_parameters()
+    return model
 
 
 def write(model: torch.nn.Module, path: Path) -> Path:

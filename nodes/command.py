@@ -74,6 +74,7 @@ def train() -> None:
         keep(origins[0], shown.making(make))
         return
     jobs = [replace(job, made_on=given.checkpoint.stem) for job in jobs_of(given, origins)]
+    make = training.making_room(make, jobs, parallel.device())
     run(jobs, shown.making(make), given, partial(measured, model, clip, what, given.out),
         "" if given.keep else training.painting_of(model, clip, what, places), shown.going_on)
 

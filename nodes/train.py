@@ -25,7 +25,6 @@ from . import chart, files, patch, progress, report_pictures, training
 from .inputs import folded, painting_inputs
 from .progress import Preview
 
-GIGABYTE = 10**9
 WEIGHTS = (600, 300, 60, 40)
 """Of the bar: painting, learning, measuring, comparing."""
 PARTS = sum(WEIGHTS)
@@ -42,11 +41,11 @@ class Preset(NamedTuple):
 
     def jobs(self, origins: Sequence[Origin], k: int, settings: TrainSettings) -> list[Job]:
         """An SAE for each place, all of one expansion: the largest that fits."""
-        fits = int(self.saes * GIGABYTE // sum(_needed(SaeConfig(o.d_in, o.d_in, 1)) for o in origins))
+        fits = int(self.saes * training.GIGABYTE // sum(training.needed(SaeConfig(o.d_in, o.d_in, 1)) for o in origins))
         expansion = max(1, min(self.expansion, fits))
+        memory = int(self.memory * training.GIGABYTE)
         return [Job(origin, SaeConfig(origin.d_in, expansion * origin.d_in, k),
-                    replace(settings, weights=Weights(push=push_at(origin.hookpoint))), int(self.memory * GIGABYTE))
-                for origin in origins]
+                    replace(settings, weights=Weights(push=push_at(origin.hookpoint))), memory) for origin in origins]
 
 
 PRESETS = {
@@ -143,7 +142,7 @@ class Train(io.ComfyNode):
         device = device if device.type == "cuda" else torch.device("cpu")
         with torch.inference_mode(False), torch.enable_grad():
             jobs = [job.starting_from(start.path) for job in jobs] if start else jobs
-            make = _making_room(make, sum(_needed(job.config) for job in jobs) + GIGABYTE, device)
+            make = training.making_room(make, jobs, device)
             report = train_to_file(jobs, make, out, shown.trained, device, painting=painting_of,
                                    going_on=shown.going_on)
         shown.finishing(len(unmeasured(out)))
@@ -154,22 +153,6 @@ class Train(io.ComfyNode):
         picture = np.asarray(chart.report_picture(report, settings.steps, pairs), dtype=np.float32) / 255
         return io.NodeOutput(files.made(out), torch.from_numpy(picture)[None], report.as_text(), ui={
             "text": [f"{out.name} is ready: {report.in_words()}"], "details": [report.numbers()], "sae": [out.name]})
-
-
-def _making_room(make: MakeChunk, size: int, device: torch.device) -> MakeChunk:
-    """`make`, with room on the card to learn before it and after it: what paints loads the model again."""
-    comfy.model_management.free_memory(size, device)
-
-    def chunk(number: int) -> Mapping[str, Maps]:
-        maps = make(number)
-        comfy.model_management.free_memory(size, device)
-        return maps
-    return chunk
-
-
-def _needed(config: SaeConfig) -> int:
-    """Bytes of the SAE, its gradients and two moments."""
-    return 2 * config.d_sae * config.d_in * 4 * 4
 
 
 class Shown:

@@ -1,11 +1,12 @@
 """Train an SAE on a model that is loaded in the host: what node and command share, from concept list to file."""
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -14,12 +15,13 @@ from ..sae_models.adapter import Block, LoadedSae
 from ..sae_models.errors import SaeError
 from ..sae_models.learning import effects, parallel
 from ..sae_models.learning.collect import HELD_OUT, Collector
-from ..sae_models.learning.job import add_measured, unmeasured
+from ..sae_models.learning.job import Job, add_measured, unmeasured
 from ..sae_models.learning.lesson import Lesson
 from ..sae_models.learning.maps import MakeChunk, Maps
 from ..sae_models.learning.origin import Origin, keeping
 from ..sae_models.learning.prompts import trial
 from ..sae_models.learning.report import Report
+from ..sae_models.sae import SaeConfig
 from ..sae_models.table import read_tables
 from .family import family_of
 from .painting import Painter, fingerprint, untouched
@@ -31,6 +33,7 @@ TOKENS, MAP = 128, 8 * 2**20
 And so few that the maps of all places, with and without a concept, take at most so many bytes: SDXL has 70 places."""
 MEASURED_PICTURES = 4
 """Painted to measure a concept on."""
+GIGABYTE = 10**9
 
 
 def tokens_kept(widths: Sequence[int]) -> int | None:
@@ -75,6 +78,23 @@ def source(model: ModelPatcher, clip: Any, what: Lesson, made_of: Sequence[Origi
         with torch.inference_mode():
             return {block.hookpoint: maps for block, maps in collector.chunk(number).items()}
     return chunk if keep is None else keeping(keep, made_of, chunk)
+
+
+def needed(config: SaeConfig) -> int:
+    """Bytes of the SAE, its gradients and two moments."""
+    return 2 * config.d_sae * config.d_in * 4 * 4
+
+
+def making_room(make: MakeChunk, jobs: Sequence[Job], device: torch.device) -> MakeChunk:
+    """`make`, with room on the card to learn before it and after it: what paints loads the model again."""
+    size = sum(needed(job.config) for job in jobs) + GIGABYTE
+    comfy.model_management.free_memory(size, device)
+
+    def chunk(number: int) -> Mapping[str, Maps]:
+        maps = make(number)
+        comfy.model_management.free_memory(size, device)
+        return maps
+    return chunk
 
 
 def measured(model: ModelPatcher, clip: Any, what: Lesson, out: Path, report: Report,
