@@ -48,7 +48,7 @@ def text_encoder(which: str) -> torch.nn.Module:
     model = models.initialised(kind(device="cpu", dtype=torch.float32).transformer)
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
-            module.reset_parameters()
+            torch.nn.Embedding.reset_parameters(module)
     return model
 
 
