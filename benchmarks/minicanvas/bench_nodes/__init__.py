@@ -45,11 +45,11 @@ class Count(io.ComfyNode):
     def execute(cls, model: ModelPatcher) -> io.NodeOutput:
         clone = model.clone()
 
-        def wrapper(executor, x, *args, **kwargs):
+        def wrapper(executor, x, *args, **kwargs):  # of the UNet itself: looks at a step go past APPLY_MODEL's
             CALLS["calls"] += 1
             CALLS["rows"] += len(x)
             return executor(x, *args, **kwargs)
-        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", wrapper)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", wrapper)
         return io.NodeOutput(clone)
 
 
