@@ -17,6 +17,7 @@ from ..sae_models.learning.measuring import NEURONS
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.search import found
+from ..sae_models.learning.sparse import learns_on
 from ..sae_models.table import Table
 from . import files, patch
 from .family import family_of
@@ -132,8 +133,7 @@ def _best(how: str, sae: LoadedSae, what: Search, n: int) -> Callable[[Sequence[
     """What finds the SAE's best neurons in the maps."""
     def best(maps: Sequence[Maps]) -> dict[int, list[Table]]:
         with torch.inference_mode(False), torch.no_grad():
-            device = comfy.model_management.get_torch_device()
-            whole = read_sae(sae.path)[0].to(device if device.type == "cuda" else "cpu")
+            whole = read_sae(sae.path)[0].to(learns_on(comfy.model_management.get_torch_device()))
             return {n: [finding.best_neurons(whole, part, what.wanted, n, how == BEST_BY_LEVEL) for part in maps]}
     return best
 

@@ -19,6 +19,7 @@ from ..sae_models.learning.pace import Pace, Stopwatch
 from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.prompts import understood
+from ..sae_models.learning.sparse import learns_on
 from ..sae_models.learning.training import TrainSettings
 from ..sae_models.sae import SaeConfig
 from . import chart, files, patch, progress, report_pictures, training
@@ -138,8 +139,7 @@ class Train(io.ComfyNode):
         keep = out.with_name(out.stem + files.ACTIVATIONS) if keep_activations else None
         make = shown.making(training.source(model, clip, what, origins, keep, shown.painted))
         painting_of = "" if keep else training.painting_of(model, clip, what, places)
-        device = comfy.model_management.get_torch_device()
-        device = device if device.type == "cuda" else torch.device("cpu")
+        device = learns_on(comfy.model_management.get_torch_device())
         with torch.inference_mode(False), torch.enable_grad():
             jobs = [job.starting_from(start.path) for job in jobs] if start else jobs
             make = training.making_room(make, jobs, device)

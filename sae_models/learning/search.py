@@ -26,6 +26,7 @@ from .maps import Maps, joined
 from .measuring import NEURONS, Effect, fewest_neurons
 from .painting import Painter
 from .prompts import trial
+from .sparse import learns_on
 
 TOKENS, MEMORY = 128, 4 * 2**30
 """Of a map that are kept: enough, where a picture has thousands; fewer where the maps of all places would take more
@@ -109,8 +110,7 @@ def _heard(headers: Sequence[Header], maps: Sequence[Maps]) -> tuple[list[Header
 
 def own_tables(painter: Painter, maps: Sequence[Maps], what: Search, numbers: Sequence[int]) -> dict[int, list[Table]]:
     """{neurons a concept and place: every place's rows}, fitted to the maps."""
-    device = painter.make_room(ROOM)
-    device = device if device.type == "cuda" else torch.device("cpu")
+    device = learns_on(painter.make_room(ROOM))
     weights = weights_of(len(maps))
     tables: dict[int, list[Table]] = {n: [] for n in numbers}
     with torch.inference_mode(False), torch.no_grad():

@@ -34,6 +34,11 @@ def code(sae: Sae, x: Tensor, half: bool = False, dead: Tensor | None = None) ->
     return Coded(*_Code.apply(x, sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec, sae, half, dead))
 
 
+def learns_on(device: torch.device) -> torch.device:
+    """Where to learn, for a model on `device`: other makers' GPUs lack some of what it takes (embedding_bag, solve)."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def bfloat16_is_fast(device: torch.device | str) -> bool:
     """Whether products in bfloat16 are worth it: a CPU without instructions for them is a hundred times slower, and a
     GPU older than Ampere slower than in fp32."""
