@@ -1,7 +1,7 @@
 """*Erase Words* on SD 1.5 and SDXL at full size (random weights): model calls, time and memory, beside plain painting.
 
     make bench-full-size                                    SD 1.5 at 128 px
-    make bench-full-size ARGS="--model sdxl --side 64"      SDXL's weights alone are 7 GB
+    make bench-full-size ARGS="--model sdxl --side 64 --bf16"      SDXL's weights alone are 7 GB, in fp32 14
 
 What such a model paints is noise; that the whole of it runs, how often the model is called and what that takes is as
 with any weights. Pictures are small so that a CPU gets through: calls do not depend on their size, and the seconds are
@@ -114,17 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="sd15")
     parser.add_argument("--side", type=int, default=128, help="of a picture in pixels")
+    parser.add_argument("--bf16", action="store_true", help="the UNet in bfloat16: half the memory")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     link_bench_nodes()
-    rows = {}
-    with files(options.model), ComfyHost(threads=options.threads) as host:
+    rows, flags = {}, ["--bf16-unet"] * options.bf16
+    with files(options.model), ComfyHost(*flags, threads=options.threads, bf16=options.bf16) as host:
         ways = (("loading and painting", ""), ("painting", ""), ("Erase Words, and painting", "cat"))
         for seed, (way, words) in enumerate(ways):
             rows[way] = measured(host, options.model, options.side, seed, words)
             print(way, rows[way], flush=True)
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    write_json(RESULTS, done | {f"{options.model}, {options.side} px": rows})
+    write_json(RESULTS, done | {f"{options.model}, {options.side} px{', bf16' * options.bf16}": rows})
 
 
 if __name__ == "__main__":

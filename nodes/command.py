@@ -20,7 +20,9 @@ from ..sae_models.learning.painting import Painting
 from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.report import Report
 from ..sae_models.learning.train import add_options, jobs_of, main, run
+from ..sae_models.made_on import made_of
 from . import training
+from .family import original_weights
 from .patch import check_base
 
 
@@ -73,7 +75,8 @@ def train() -> None:
     if not given.out:
         keep(origins[0], shown.making(make))
         return
-    jobs = [replace(job, made_on=given.checkpoint.stem) for job in jobs_of(given, origins)]
+    jobs = [replace(job, made_on=given.checkpoint.stem, made_of=made_of(original_weights(model)))
+            for job in jobs_of(given, origins)]
     make = training.making_room(make, jobs, parallel.device())
     run(jobs, shown.making(make), given, partial(measured, model, clip, what, given.out),
         "" if given.keep else training.painting_of(model, clip, what, places), shown.going_on)

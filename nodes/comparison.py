@@ -94,7 +94,7 @@ class Compare(io.ComfyNode):
                 sampler_name: str, scheduler: str, denoise: float, concepts: str) -> io.NodeOutput:
         sae, wanted = sae.now(concepts), versions(Across(across), concepts, Actuator(actuator), strengths)
         models = _models(model, sae, wanted, cls.hidden.unique_id or "")
-        if sentence := sae.elsewhere(files.checkpoint(cls.hidden)):
+        if sentence := files.elsewhere(sae, model, cls.hidden):
             warn(sentence)
         sampling = Sampling(positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, denoise)
         before, *after = _decoded(vae, _painted(sampling, models, cls.hidden.unique_id))

@@ -48,7 +48,7 @@ class Erase(io.ComfyNode):
         sae = sae.now(concepts)
         edits = build_edits(sae, concepts, Actuator(actuator), conditional_only=apply_to == CONDITIONAL_ONLY)
         erased = patch.erase(model, sae, edits, (start, end), cls.hidden.unique_id, idle(sae, concepts))
-        if edits and (sentence := sae.elsewhere(files.checkpoint(cls.hidden))):
+        if edits and (sentence := files.elsewhere(sae, model, cls.hidden)):
             warn(sentence)
         return io.NodeOutput(erased)
 

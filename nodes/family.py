@@ -1,5 +1,5 @@
 """The family of a model, as an SAE's file calls it ("sd15"): of a loaded one, or of a checkpoint from the names and
-shapes in its file alone, without loading it; and the blocks of such a checkpoint's UNet.
+shapes in its file alone, without loading it; the blocks of such a checkpoint's UNet; and which one a loaded one is.
 
 Close relatives are of the family that the host derives them from: instruct-pix2pix of SD 1.5, SSD-1B, Vega and KOALA of
 SDXL, unCLIP and Lotus of SD 2. Whether they have an SAE's places is seen from their blocks and widths.
@@ -12,6 +12,7 @@ import folder_paths
 import torch
 from comfy import model_detection, ops
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
 from comfy.supported_models_base import BASE
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +23,12 @@ def family_of(config: Any) -> str:
     """Of a model's `model_config`: the class that all of its kind are derived from."""
     kinds = [kind for kind in type(config).__mro__ if issubclass(kind, BASE) and kind is not BASE]
     return (kinds or [type(config)])[-1].__name__.lower()
+
+
+def original_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
+    """The UNet's weights as they come from the checkpoint, where LoRAs lie on them by now, too."""
+    backup = {name.removeprefix("diffusion_model."): kept.weight for name, kept in model.backup.items()}
+    return {name: backup.get(name, value) for name, value in model.model.diffusion_model.state_dict().items()}
 
 
 def of_checkpoint(folder: str, name: str) -> str:

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..sae_models.adapter import LoadedSae
 from ..sae_models.concepts import refuse_unseen
 from ..sae_models.errors import SaeError
 from ..sae_models.formats import LOOKED_FOR, Header, offered
+from ..sae_models.made_on import made_of
+from .family import original_weights
 
 FOLDER = "sae"
 NONE = "(no file in models/sae yet)"
@@ -133,6 +136,12 @@ def _checkpoints(prompt: dict, node: str) -> list[str]:
     return named or (_checkpoints(prompt, str(link[0])) if isinstance(link, list) else [])
 
 
-def made_on(headers: Sequence[Header], hidden: Any) -> list[Header]:
-    """The headers, saying which checkpoint they were made on."""
-    return [replace(header, made_on=checkpoint(hidden)) for header in headers]
+def made_on(headers: Sequence[Header], model: ModelPatcher, hidden: Any) -> list[Header]:
+    """The headers, saying which model they were made on."""
+    return [replace(header, made_on=checkpoint(hidden), made_of=made_of(original_weights(model)))
+            for header in headers]
+
+
+def elsewhere(sae: LoadedSae, model: ModelPatcher, hidden: Any) -> str:
+    """What to say where the file was made on another model; "" where it was not, or that is not known."""
+    return sae.elsewhere(checkpoint(hidden), made_of(original_weights(model)))

@@ -94,7 +94,7 @@ class FindConcept(io.ComfyNode):
         what = search(concepts, contrast, prompts, known, painting, pictures)
         out, headers = files.new_path(name), _places(model, how, sae, hookpoint)
         table.check_addable(out, headers)
-        headers = files.made_on(headers, cls.hidden)
+        headers = files.made_on(headers, model, cls.hidden)
         said = found(studio(model, clip, what, cls.hidden.unique_id), what, out, headers,
                      [neurons] if neurons else NEURONS, None if how == OWN else _best(how, sae, what, neurons or 1))
         text = f"{out.name}, from {pictures} pictures: {'; '.join(said)}"

@@ -11,8 +11,9 @@ from comfy.patcher_extension import WrappersMP
 from ..sae_models.adapter import Block, Tap
 from ..sae_models.errors import SaeError
 from ..sae_models.learning.fingerprint import fingerprint as fingerprint_of
-from ..sae_models.learning.fingerprint import some
 from ..sae_models.learning.painting import Painting
+from ..sae_models.made_on import some
+from .family import original_weights
 from .patch import KEY
 from .taps import tapped
 
@@ -162,9 +163,7 @@ def untouched(model: ModelPatcher) -> ModelPatcher:
 
 def fingerprint(model: ModelPatcher) -> str:
     """Of the UNet's weights as they come from the checkpoint, and of the LoRAs on them: another for another model."""
-    backup = {name.removeprefix("diffusion_model."): kept.weight for name, kept in model.backup.items()}
-    weights = {name: backup.get(name, value) for name, value in model.model.diffusion_model.state_dict().items()}
-    return fingerprint_of(weights, _laid_over(model))
+    return fingerprint_of(original_weights(model), _laid_over(model))
 
 
 def _laid_over(model: ModelPatcher) -> Iterator[bytes]:

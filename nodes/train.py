@@ -21,8 +21,10 @@ from ..sae_models.learning.places import places as places_of
 from ..sae_models.learning.prompts import understood
 from ..sae_models.learning.sparse import learns_on
 from ..sae_models.learning.training import TrainSettings
+from ..sae_models.made_on import made_of
 from ..sae_models.sae import SaeConfig
 from . import chart, files, patch, progress, report_pictures, training
+from .family import original_weights
 from .inputs import folded, painting_inputs
 from .progress import Preview
 
@@ -134,7 +136,8 @@ class Train(io.ComfyNode):
         origins = training.origins(model, what, places)
         first = 0 if start else max(1, training_steps * 3 // 7)
         settings = TrainSettings(first, max(1, training_steps - first), preset.batch, seed=seed)
-        jobs = [replace(job, made_on=files.checkpoint(cls.hidden)) for job in preset.jobs(origins, k, settings)]
+        jobs = [replace(job, made_on=files.checkpoint(cls.hidden), made_of=made_of(original_weights(model)))
+                for job in preset.jobs(origins, k, settings)]
         shown = Shown(model, what, origins[0], settings.steps, cls.hidden.unique_id)
         keep = out.with_name(out.stem + files.ACTIVATIONS) if keep_activations else None
         make = shown.making(training.source(model, clip, what, origins, keep, shown.painted))

@@ -83,7 +83,7 @@ def _find_missing(model: Any, clip: Any, text: str, told_from: str, painting: Pa
     began = time.monotonic()
     model = patch.without_edits(model)
     what = wanted.search(missing, told_from, Painter(model, clip, painting), pictures)
-    headers = files.made_on(find.places_of(model), hidden)
+    headers = files.made_on(find.places_of(model), model, hidden)
     found(find.studio(model, clip, what, hidden.unique_id), what, out, headers)
     return dict.fromkeys((subject.name.casefold() for subject in missing), time.monotonic() - began)
 

@@ -18,6 +18,7 @@ from .concepts import Choice, Concept, by_name, find, parse
 from .erasure import Actuator, Edit, NoiseLevel
 from .errors import SaeError
 from .formats import Header, only, read_headers, read_rows_at
+from .made_on import alike
 from .table import is_concept_file
 
 BOTH, CONDITIONAL_ONLY = "both", "conditional only"
@@ -105,11 +106,17 @@ class LoadedSae:
         own, other = (BASES.get(base, base) for base in (self.base, family))
         return f"{self.name} is for {own}, and {model} is {other}: load a checkpoint of {own}, or a file for {other}"
 
-    def elsewhere(self, checkpoint: str) -> str:
-        """What to say where it was made on another checkpoint, by their names; "" where it was not, or none is said."""
-        made_on = self.headers[0].made_on
-        if not made_on or not checkpoint or made_on.casefold() == checkpoint.casefold():
+    def elsewhere(self, checkpoint: str, made_of: str = "") -> str:
+        """What to say where it was made on another model than this one, a checkpoint of that name ("" where it is not
+        known) that is `made_of` that; "" where it was not, or neither is known. Weights tell more than names."""
+        header = self.headers[0]
+        made_on, same = header.made_on, alike(header.made_of, made_of)
+        renamed = bool(made_on and checkpoint) and made_on.casefold() != checkpoint.casefold()
+        if same or (same is None and not renamed):
             return ""
+        if not renamed:
+            return (f"{self.name} was made on a model with other weights than this one: it may erase less here, or "
+                    f"touch more; for what fits, find its concepts on this one")
         return (f"{self.name} was made on {made_on}, and this is {checkpoint}: it may erase less here, or touch more; "
                 f"for what fits, find its concepts on {checkpoint}")
 

@@ -19,6 +19,7 @@ from sae_models.learning.fingerprint import fingerprint
 from sae_models.learning.painting import Painting
 from sae_models.learning.prompts import understood
 from sae_models.learning.search import found
+from sae_models.made_on import made_of
 
 from . import files, host
 from .job import as_sentence
@@ -138,8 +139,8 @@ class Finder:
         if missing:
             painter = Painter(model, wanted.painting(family, wish.side, wish.cfg), progress, progress.goes_on)
             what = wanted.search(missing, wish.told_from, painter, wish.pictures)
-            made_on = PurePath(host.checkpoint_name()).stem
-            headers = [replace(header, made_on=made_on) for header in places.headers(unet, family)]
+            made_on, of = PurePath(host.checkpoint_name()).stem, made_of(original_weights(model))
+            headers = [replace(header, made_on=made_on, made_of=of) for header in places.headers(unet, family)]
             self._learn(replace(painter, painting=what.lesson.painting), what, out, headers, progress)
         seconds = time.monotonic() - began if missing else 0.0
         sae = LoadedSae.read(out.name, out)

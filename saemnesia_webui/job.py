@@ -19,10 +19,11 @@ from sae_models.adapter import (
     shown,
 )
 from sae_models.concepts import find, format_choices, mentioned
+from sae_models.made_on import made_of
 from sae_models.voting import NOISY, Voting
 
 from . import files, taps
-from .model import NoiseLevels, checkpoint_of, family_of, noise_levels, unet_of
+from .model import NoiseLevels, checkpoint_of, family_of, noise_levels, original_weights, unet_of
 from .settings import Settings
 
 NOTHING = ("nothing was erased: block {block} did not run, because another extension or setting replaces or skips it "
@@ -105,7 +106,8 @@ class Fitted:
 class Job:
     """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked;
     `fired`: which rows did in the last model call, of the places that it came to; `mixed`: the rows of the prompt could
-    not be told from the others; `checkpoint`: the last it ran on."""
+    not be told from the others; `checkpoint`, `made_of`: the last model it ran on, by its
+    name and by its weights."""
     settings: Settings
     saes: Sequence[LoadedSae] = ()
     edits: Sequence[tuple[Block, Edit]] = ()
@@ -117,6 +119,7 @@ class Job:
     skipped: bool = False
     mixed: bool = False
     checkpoint: str = ""
+    made_of: str = ""
 
     @classmethod
     def prepare(cls, settings: Settings, models: Path) -> "Job":
@@ -140,12 +143,17 @@ class Job:
         """A model evaluation comes: fit the edit to the model that will run; what goes wrong is kept in `error`."""
         if self.pending:
             self.fail(self.not_run())
-        self.pending, self.checkpoint = True, checkpoint_of(sd_model)
+        self.pending = True
         try:
             if self.error is None:
                 self.fitted = self._fit(sd_model)
+                self._know(sd_model)
         except Exception as error:
             self.fail(error)
+
+    def _know(self, sd_model: Any) -> None:
+        if (checkpoint := checkpoint_of(sd_model)) != self.checkpoint:
+            self.checkpoint, self.made_of = checkpoint, made_of(original_weights(sd_model))
 
     def fail(self, error: Exception) -> None:
         self.error = self.error or as_sentence(error)
@@ -192,7 +200,7 @@ class Job:
     def warnings(self) -> list[str]:
         """What people should know of a run that was not refused."""
         said = [self.missed() if self.tally.calls else "", MIXED if self.mixed else "",
-                *(sae.elsewhere(self.checkpoint) for sae in self.saes)]
+                *(sae.elsewhere(self.checkpoint, self.made_of) for sae in self.saes)]
         return [sentence for sentence in said if sentence]
 
     def summary(self) -> str:

@@ -14,12 +14,13 @@ import gradio as gr
 from sae_models import Concept, SaeError, parse
 from sae_models.adapter import BASES, LoadedSae
 from sae_models.concepts import format_choices
+from sae_models.made_on import made_of
 
 from . import downloads, files, host, infotext, preview
 from .downloads import message as _message
 from .find import Finder, Found, Progress, Wish
 from .job import fits, shared_out
-from .model import checkpoint_of
+from .model import checkpoint_of, original_weights
 from .settings import CHOICES, DEFAULTS
 
 TITLE = "SAEmnesia: erase concepts"
@@ -251,7 +252,7 @@ def _about(sae: LoadedSae, named: bool) -> str:
     try:
         if model is None or not fits(sae, model):
             return _message(said)
-        elsewhere = sae.elsewhere(checkpoint_of(model))
+        elsewhere = sae.elsewhere(checkpoint_of(model), made_of(original_weights(model)))
         return _message(f"{said} It fits the loaded checkpoint.") if not elsewhere else \
             _message(said) + _message(f"{elsewhere[0].upper()}{elsewhere[1:]}.", "saemnesia-warning")
     except SaeError as error:

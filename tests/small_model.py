@@ -46,7 +46,8 @@ def write_controlnet(path: Path) -> None:
     save_atomically({name: value.half() for name, value in net.state_dict().items()}, path)
 
 
-def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str = "sd15", made_on: str = "") -> None:
+def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str = "sd15", made_on: str = "",
+              made_of: str = "") -> None:
     torch.manual_seed(0)
     config = SaeConfig(d_in, 64, 8)
     concepts = tuple(Concept(name, (3 + i,), "style" if "style" in name else "object")
@@ -54,7 +55,8 @@ def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str
     thresholds = torch.tensor([0.0] * len(FIRING) + [1e6] * len(SILENT))[:, None].expand(-1, 2)
     statistics = Statistics((0.1, 10.0), thresholds, torch.ones(len(concepts), 2))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, Sae(config), Header(config, hookpoint, base, False, concepts, made_on=made_on), statistics)
+    write(path, Sae(config), Header(config, hookpoint, base, False, concepts, made_on=made_on, made_of=made_of),
+          statistics)
 
 
 def write_places(path: Path, widths: dict[str, int] | None = None, base: str = "sd15",

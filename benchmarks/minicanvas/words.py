@@ -29,6 +29,7 @@ from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost
 
 from . import (
+    bench,
     models,  # noqa: F401  (puts ComfyUI on the path)
     table,
 )
@@ -42,6 +43,9 @@ from .paint import CFG, Method, link_bench_nodes, node, paint
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = "bench words"
 TEN = (*OBJECTS[::3], *(f"{style} style" for style in STYLES[::3]))
+
+DEALS = 3
+"""Of scenes that a word is judged by, each from noise of its own."""
 
 Found = Callable[[str, int], Path]
 """Finds a word from so many pictures on a model that knows none, and says where its file is."""
@@ -93,15 +97,21 @@ def figures(host: ComfyHost, find: Found, word: str, pictures: int) -> dict[str,
     seconds, headers = time.monotonic() - began, read_headers(made)
     [concept] = headers[0].concepts
     shutil.copy(made, path_of(FILE))
-    task = table.task_of(word)
-    plain, erased = (table.score(task, load_judge().verdict(paint(host, method, task, 1000)))
-                     for method in (Method("no erasure"), erasing(FILE)))
+    plain, unsaid, erased = (scored(host, method, word) for method in (
+        Method("no erasure"), bench.METHODS["without"], erasing(FILE)))
     said = {what: 100 * share for what, share in concept.measured.items()}
     row: dict[str, Any] = {"seconds": seconds, "kB a place": made.stat().st_size / 1000 / len(headers),
                            "neurons": len(concept.latents)} | said
     return {what: value if value is None else round(value, 2)
-            for what, value in (row | asdict(erased) | {"IRA unerased": plain.IRA,
+            for what, value in (row | asdict(erased) | {"UA unsaid": unsaid.UA, "IRA unerased": plain.IRA,
                                                         "in_scene unerased": plain.in_scene}).items()}
+
+
+def scored(host: ComfyHost, method: Method, word: str) -> table.Score:
+    """Means over all deals."""
+    tasks = [table.task_of(word, seed) for seed in range(DEALS)]
+    return table.mean([table.score(task, load_judge().verdict(paint(host, method, task, 1000 * (seed + 1))))
+                       for seed, task in enumerate(tasks)])
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ class Header:
 
     base: family of the base model ("sd15", "sdxl", ...; "" = not said); hookpoint: diffusers name ("" = not said);
     residual: encodes output minus input of the block; training: a summary to show; made_on: the
-    checkpoint it was made on ("" = not said).
+    checkpoint it was made on ("" = not said), made_of: what `made_on.made_of` says of that.
     """
     config: SaeConfig
     hookpoint: str = ""
@@ -23,6 +23,7 @@ class Header:
     concepts: tuple[Concept, ...] = ()
     training: dict[str, Any] | None = None
     made_on: str = ""
+    made_of: str = ""
 
     @property
     def latents(self) -> tuple[int, ...]:

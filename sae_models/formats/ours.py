@@ -159,7 +159,8 @@ def _describe_places(headers: Sequence[Header], concepts: Mapping[str, list[tupl
     listed = [_described(found[0][1]) | {"latents": [[place, concept.latents] for place, concept in found]}
               for found in concepts.values()]
     return json.dumps({"format": SEVERAL_PLACES, "base": headers[0].base, "training": headers[0].training,
-                       "made_on": headers[0].made_on, "places": places, "concepts": listed})
+                       "made_on": headers[0].made_on, "made_of": headers[0].made_of, "places": places,
+                       "concepts": listed})
 
 
 def _described(concept: Concept) -> dict[str, Any]:
@@ -229,7 +230,8 @@ def _alike(data: Mapping[str, Any]) -> dict[str, Any]:
     training = data.get("training")
     if not isinstance(training, dict | None):
         raise TypeError("training")
-    return {"base": _text(data["base"]), "training": training, "made_on": _text(data.get("made_on", ""))}
+    return {"base": _text(data["base"]), "training": training, "made_on": _text(data.get("made_on", "")),
+            "made_of": _text(data.get("made_of", ""))}
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from ..made_on import some
+
 
 def fingerprint(weights: Mapping[str, Tensor], laid_over: Iterable[bytes] = ()) -> str:
     """Of a UNet's weights as they come from the checkpoint; laid_over: what is known of the LoRAs on them."""
@@ -14,8 +16,3 @@ def fingerprint(weights: Mapping[str, Tensor], laid_over: Iterable[bytes] = ()) 
     for part in laid_over:
         digest.update(part)
     return digest.hexdigest()[:16]
-
-
-def some(value: Tensor) -> bytes:
-    """The first values of a tensor, whatever precision and device it has."""
-    return value.detach().flatten()[:64].float().cpu().numpy().tobytes()

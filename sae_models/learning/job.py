@@ -35,13 +35,14 @@ CHECKPOINT_SECONDS = 120.0
 @dataclass(frozen=True)
 class Job:
     """All that decides an SAE of one place. memory: bytes of maps held at once, of all places of a run; start: the SAE
-    to go on from; made_on: the checkpoint's name, which decides nothing."""
+    to go on from; made_on, made_of: the model, as a file's header names it, which decides nothing."""
     origin: Origin
     config: SaeConfig
     settings: TrainSettings
     memory: int = 2 * 10**9
     start: Sae | None = field(default=None, repr=False)
     made_on: str = field(default="", repr=False)
+    made_of: str = field(default="", repr=False)
 
     def starting_from(self, path: Path) -> "Job":
         """This job without its first stage, on an SAE that is there.
@@ -210,7 +211,8 @@ def _learned(job: Job, trainer: Trainer, places: int, going_on: Callable[[], Non
     trainer.window.forget()
     concepts = tuple(Concept(subject.name, (latent,), subject.kind, subject.said)
                      for subject, latent in zip(origin.subjects, trainer.latents, strict=True))
-    header = Header(job.config, origin.hookpoint, origin.base, origin.residual, concepts, made_on=job.made_on)
+    header = Header(job.config, origin.hookpoint, origin.base, origin.residual, concepts, made_on=job.made_on,
+                    made_of=job.made_of)
     weights = (sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec)
     return sae, Part(header, Weights(*(weight.detach().cpu() for weight in weights)), statistics)
 

@@ -287,12 +287,15 @@ def test_what_a_file_is_for_is_said_in_a_line(sae, names, header, says):
 
 
 def test_the_checkpoint_a_file_was_made_on_is_kept_in_it(tmp_path):
-    parts = [part._replace(header=replace(part.header, made_on="dreams_8")) for part in parts_of()]
+    made = {"made_on": "dreams_8", "made_of": "fp16 0123"}
+    parts = [part._replace(header=replace(part.header, **made)) for part in parts_of()]
     write_places(tmp_path / "many.safetensors", parts)
-    assert {header.made_on for header in read_headers(tmp_path / "many.safetensors")} == {"dreams_8"}
+    assert {(header.made_on, header.made_of) for header in read_headers(tmp_path / "many.safetensors")} \
+        == {("dreams_8", "fp16 0123")}
     header = replace(parts[0].header, concepts=())
     write(tmp_path / "one.safetensors", Sae(header.config), header, Statistics.unknown(0))
-    assert read_headers(tmp_path / "one.safetensors")[0].made_on == "dreams_8"
+    [one] = read_headers(tmp_path / "one.safetensors")
+    assert (one.made_on, one.made_of) == ("dreams_8", "fp16 0123")
 
 
 @pytest.mark.parametrize(("hookpoints", "wanted", "found"), [

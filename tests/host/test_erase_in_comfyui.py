@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from small_model import NAME, write_controlnet, write_sae
 
 from sae_models import export, read_sae
+from sae_models.made_on import made_of
 from tools.comfy_host import COMFY, HostError
 
 SAES = COMFY / "models" / "sae"
@@ -248,11 +249,22 @@ def test_an_sae_of_another_model_is_refused(host, sae_file, options, says):
 
 def test_a_file_of_another_checkpoint_says_so_and_erases(host, plain, sae_file):
     sae_file("made.safetensors", made_on="another")
-    sae_file("same.safetensors", made_on=NAME.removesuffix(".safetensors").upper())
-    erased = [latents(host, erase(graph(CAT), "cat", sae=name)) for name in ("made.safetensors", "same.safetensors")]
-    assert torch.equal(*erased) and not torch.equal(erased[0], plain)
+    own = NAME.removesuffix(".safetensors")
+    sae_file("same.safetensors", made_on=own.upper())
+    sae_file("renamed.safetensors", made_on="another", made_of=weights_of_the_checkpoint())
+    sae_file("retrained.safetensors", made_on=own, made_of="fp32 0123")
+    names = [f"{name}.safetensors" for name in ("made", "same", "renamed", "retrained")]
+    erased = [latents(host, erase(graph(CAT), "cat", sae=name)) for name in names]
+    assert all(torch.equal(one, erased[0]) for one in erased) and not torch.equal(erased[0], plain)
     assert "made.safetensors was made on another, and this is saemnesia-test: it may erase less here" in host.log
-    assert "same.safetensors was made on" not in host.log
+    assert "retrained.safetensors was made on a model with other weights than this one" in host.log
+    assert "same.safetensors was made on" not in host.log and "renamed.safetensors was made on" not in host.log
+
+
+def weights_of_the_checkpoint() -> str:
+    prefix = "model.diffusion_model."
+    loaded = load_file(COMFY / "models" / "checkpoints" / NAME)
+    return made_of({name.removeprefix(prefix): value for name, value in loaded.items() if name.startswith(prefix)})
 
 
 def test_the_window_is_measured_on_the_model_that_is_sampled(host):

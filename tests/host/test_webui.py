@@ -1004,13 +1004,16 @@ def test_a_call_on_a_gpu_never_waits_for_it(webui, forge):
 
 def test_a_file_of_another_checkpoint_says_so_and_erases(webui, models, caplog):
     from saemnesia_webui import panel
-    for name, said in (("small v1", ""), ("Other", "made.safetensors was made on Other, and this is small v1: it may")):
-        write_sae(models / "sae" / "made.safetensors", d_in=64, made_on=name)
+    for name, weights, said in (
+            ("small v1", "", ""), ("Other", "", "made.safetensors was made on Other, and this is small v1: it may"),
+            ("small v1", "fp32 0123", "made.safetensors was made on a model with other weights than this one")):
+        write_sae(models / "sae" / "made.safetensors", d_in=64, made_on=name, made_of=weights)
         try:
             erased = webui.generate(True, "made.safetensors", "cat")
             assert same(erased, webui.generate(True, SAE, "cat"))
             assert said in " ".join(erased.comments) and bool(erased.comments) is bool(said)
-            assert (said[:30] in caplog.text) is True and ("made on Other" in caplog.text) is bool(said)
+            assert (said[:30] in caplog.text) is True and (said[21:40] in caplog.text) is True
+            assert bool(said) or "was made on" not in caplog.text
             assert ("fits the loaded checkpoint" in panel.concept_list(models, ["made.safetensors"])) is not bool(said)
             assert said[17:] in panel.concept_list(models, ["made.safetensors"])
         finally:

@@ -76,7 +76,7 @@ def test_a_word_is_found_at_every_cross_attention_and_erased_from_then_on(webui)
     assert files(webui) == [found.file] and found.file.startswith("small v1 ")
     headers = read_headers(webui.models / "sae" / found.file)
     assert [header.hookpoint for header in headers] == list(hookpoint.cross_attentions(unet_of(webui)))
-    assert all(header.made_on == "small v1" for header in headers)
+    assert all(header.made_on == "small v1" and header.made_of.startswith("fp32 ") for header in headers)
     [concept] = headers[0].concepts
     assert headers[0].base == "sd15" and concept.name == "cat" and concept.measured.keys() == {
         "removed", "touched"}
