@@ -8,6 +8,7 @@ with any weights. Pictures are small so that a CPU gets through: calls do not de
 given beside those of plain painting.
 """
 import argparse
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -57,6 +58,12 @@ def write(model: torch.nn.Module, path: Path) -> Path:
     return path
 
 
+def freed(path: Path) -> Path:
+    """A path, when what was written to it is out of memory: the modules refer to each other."""
+    gc.collect()
+    return path
+
+
 @contextmanager
 def files(name: str) -> Iterator[None]:
     """The model's files in the host's folders while the block runs."""
@@ -64,7 +71,7 @@ def files(name: str) -> Iterator[None]:
     torch.manual_seed(0)
     made = [write(text_encoder(which), folder / "text_encoders" / f"full-size-{which}.safetensors")
             for which in SIZES[name].encoders]
-    made.append(write(new_unet(SIZES[name].unet), folder / "diffusion_models" / "full-size.safetensors"))
+    made.append(freed(write(new_unet(SIZES[name].unet), folder / "diffusion_models" / "full-size.safetensors")))
     try:
         yield
     finally:

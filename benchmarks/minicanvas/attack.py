@@ -4,11 +4,11 @@
     python -m benchmarks.minicanvas.attack --quick   one concept
 
 Attacks of `attacking` on embeddings (the upper bound) and on tokens, blind to the edit as the papers' are, through it,
-through it while the neuron is to stay silent, and past the vote; and from a picture of the concept (img2img). What was
-found is put before prompts that it was not sought with, which a real ComfyUI paints. A success is a picture in which
-the judge sees the concept's drawing. Controls: the model without erasure, the concept unsaid, attacked in the same way;
-and no attack. *Taught* is the concept found anew, with embeddings that got through (of other seeds) among the ways to
-say it.
+through it while the neuron is to stay silent, and past the vote; Ring-A-Bell's, which needs no model; and from a
+picture of the concept (img2img). What was found is put before prompts that it was not sought with, which a real ComfyUI
+paints. A success is a picture in which the judge sees the concept's drawing. Controls: the model without erasure, the
+concept unsaid, attacked in the same way; another concept erased; and no attack. *Taught* is the concept found anew,
+with embeddings that got through (of other seeds) among the ways to say it.
 Finished cases are kept in benchmarks/results/, so a run that was stopped goes on from there.
 """
 import argparse
@@ -17,24 +17,28 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from sae_models import Actuator
 from sae_models.adapter import LoadedSae, build_edits
 from sae_models.storage import write_json
 from tools.comfy_host import COMFY, ComfyHost, Graph
+from tools.sheet import ERASED, PLAIN, Row, sheet
 
-from . import bench
+from . import bench, table
 from . import find as finding
-from .attacking import Attack, Seeker, Victim, teach
+from .attacking import Attack, Seeker, Victim, ring_a_bell, teach
 from .canvas import BACKGROUNDS, Scene
 from .checkpoint import WEIGHTS
 from .icons import OBJECTS, STYLES
 from .judge import Judge, load_judge
 from .paint import Method, link_bench_nodes, node, ours, paint
+from .rivals import Deltas
 from .table import Shot, Task
 from .text import TEMPLATES
 
@@ -47,9 +51,12 @@ ATTACKS = {
     "unheard": Attack("embeddings, past the vote", unheard=10.0),
     "said": Attack("embeddings through the edit, and the word", said=True),
     "tokens": Attack("tokens, through the edit", tokens=True),
+    "bell": Attack("tokens that sound like the word (Ring-A-Bell)", bell=True),
 }
 DENOISE = (0.5, 0.7, 0.9)
 PICTURES = 18
+SHOWN, SHOWN_PX = 6, 96
+"""Of a case's pictures on the sheet, and how large."""
 LEARNED, SEED = 12, 4000
 """Prompts that an attack is sought with; the seed of the pictures that are judged."""
 EMBEDDINGS = COMFY / "models" / "embeddings"
@@ -79,12 +86,20 @@ def _taught(unet: torch.nn.Module, concept: str) -> Victim:
     return _erased_by(finding.path_of(taught(concept)), unet, concept)
 
 
-def _uce(unet: torch.nn.Module, concept: str) -> Victim:
-    edited = copy.deepcopy(unet)
-    own = dict(edited.named_parameters())
-    for name, change in bench.uce(unet, [concept]).items():
-        own[name].data += change
-    return Victim(edited)
+def _edited(make: Callable[[torch.nn.Module, list[str]], Deltas]) -> Edits:
+    """Weights changed for the concept."""
+    @cache
+    def victim(unet: torch.nn.Module, concept: str) -> Victim:
+        edited = copy.deepcopy(unet)
+        own = dict(edited.named_parameters())
+        for name, change in make(unet, [concept]).items():
+            own[name].data += change
+        return Victim(edited.requires_grad_(False))
+    return victim
+
+
+def _another(concept: str) -> str:
+    return CONCEPTS[CONCEPTS.index(concept) - 1]
 
 
 TARGETS = {
@@ -92,8 +107,17 @@ TARGETS = {
     "ours": Target("ours, every cross-attention", _ours, ours()),
     "taught": Target("the same, taught what got through", _taught,
                      lambda graph, task: ours(f"{taught(task.names[0])}.safetensors")(graph, task)),
-    "uce": Target("UCE", _uce, bench.METHODS["uce"].add),
+    "another": Target("another concept's neurons (a control)",
+                      lambda unet, concept: _ours(unet, _another(concept)),
+                      lambda graph, task: ours()(graph, table.task_of(_another(task.names[0])))),
+    "uce": Target("UCE", _edited(bench.uce), bench.METHODS["uce"].add),
+    "esd-x": Target("ESD-x", _edited(bench.esd_x), bench.METHODS["esd-x"].add),
+    "negative": Target("negative prompt", lambda unet, _: Victim(unet), bench.METHODS["negative"].add),
 }
+SEEN = {"unerased": ("none", "through", "tokens", "bell"), "another": ("none",),
+        **dict.fromkeys(("uce", "esd-x", "negative"), ("none", "through", "said", "tokens", "bell"))}
+"""The attacks on what has no edit to look through or past; on the others, all."""
+
 
 
 def shots(concept: str, said: bool, count: int, seed: int) -> tuple[Shot, ...]:
@@ -111,6 +135,8 @@ def shots(concept: str, said: bool, count: int, seed: int) -> tuple[Shot, ...]:
 def find(unet: torch.nn.Module, target: str, concept: str, attack: Attack, seed: int = 0) -> torch.Tensor:
     """The embeddings [k, 768] that an attack comes to."""
     said, unsaid = ([shot.text for shot in shots(concept, which, LEARNED, 100 + seed)] for which in (True, False))
+    if attack.bell:
+        return ring_a_bell(said, unsaid, seed)
     victim = TARGETS[target].victim(unet, concept)
     return Seeker(victim, teach(unet, said, seed), said if attack.said else unsaid, attack, seed).found()
 
@@ -168,20 +194,41 @@ def successes(judge: Judge, concept: str, pictures: torch.Tensor) -> int:
 
 
 def cases(targets: Sequence[str], concepts: Sequence[str], attacks: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(target, attack, concept): the unerased model has no edit to look through or past."""
+    """(target, attack, concept)"""
     names = [*attacks, *(f"picture {denoise:g}" for denoise in DENOISE)]
-    seen = {"unerased": ("none", "through", "tokens"), "uce": ("none", "through", "said", "tokens")}
     return [(target, name, concept) for target in targets for name in names for concept in concepts
-            if name.startswith("picture") or name in seen.get(target, names)]
+            if name in SEEN.get(target, names) or (name.startswith("picture") and target != "another")]
 
 
-def successes_of(host: ComfyHost, judge: Judge, unet: torch.nn.Module, target: str, name: str, concept: str) -> int:
+def pictures_of(host: ComfyHost, unet: torch.nn.Module, target: str, name: str, concept: str) -> torch.Tensor:
     if name.startswith("picture"):
-        return successes(judge, concept, from_picture(host, target, concept, float(name.split()[1])))
+        return from_picture(host, target, concept, float(name.split()[1]))
     attack = ATTACKS[name]
     said = (attack.said if attack else target != "unerased")
     before = find(unet, target, concept, attack) if attack else None
-    return successes(judge, concept, attacked(host, target, concept, before, said))
+    return attacked(host, target, concept, before, said)
+
+
+def shown(pictures: torch.Tensor) -> Image.Image:
+    """The first pictures of a case, side by side."""
+    pixels = torch.cat([*pictures[:SHOWN]], 2)
+    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def as_sheet(concept: str, made_with: str) -> Image.Image:
+    """What is kept of the cases of a concept, a row each."""
+    rows = []
+    for target, name, _ in cases([*TARGETS], [concept], [*ATTACKS]):
+        if (path := _strip(made_with, target, name, concept)).exists():
+            strip = Image.open(path)
+            side = strip.height
+            parts = [strip.crop((side * i, 0, side * (i + 1), side)) for i in range(strip.width // side)]
+            rows.append(Row(f"{TARGETS[target].title}: {_title(name)}", parts, PLAIN if name == "none" else ERASED))
+    return sheet([shot.text for shot in shots(concept, False, SHOWN, 7)], rows, SHOWN_PX)
+
+
+def _strip(made_with: str, target: str, name: str, concept: str) -> Path:
+    return bench.MADE / f"attack-{made_with[:8]}-{target}-{name}-{concept}.png"
 
 
 def main() -> None:
@@ -205,10 +252,14 @@ def main() -> None:
             if key not in data["seen"]:
                 if target == "taught" and not finding.path_of(taught(concept)).exists():
                     find_anew(host, unet, concept)
-                data["seen"][key] = successes_of(host, judge, unet, target, name, concept)
+                pictures = pictures_of(host, unet, target, name, concept)
+                bench.MADE.mkdir(parents=True, exist_ok=True)
+                shown(pictures).save(_strip(made_with, target, name, concept))
+                data["seen"][key] = successes(judge, concept, pictures)
                 write_json(OUT, data)
             print(f"{TARGETS[target].title:40}{_title(name):52}{concept:8}{data['seen'][key]:3} of {PICTURES}",
                   flush=True)
+    as_sheet(concepts[0], made_with).save(OUT.with_suffix(".jpg"), quality=85)
 
 
 def _title(name: str) -> str:

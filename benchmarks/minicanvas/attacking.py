@@ -3,7 +3,8 @@
 From noisy pictures on their way to scenes with the concept, the model with the edit is to predict for a scene without
 its word what the model without the edit predicts with it (P4D, arXiv 2309.06135; no picture is needed). What is sought
 are k embeddings before a prompt, as in concept inversion (arXiv 2308.01508), the upper bound of what a prompt can do;
-or k tokens, exchanged one by one for those that the gradient likes (GCG, arXiv 2307.15043).
+or k tokens, exchanged one by one for those that the gradient likes (GCG, arXiv 2307.15043). Ring-A-Bell (arXiv
+2310.10012) sees neither model nor edit: it seeks tokens whose encoding is near that of the word, and more of it.
 
 The edit is differentiable, its gate is not: backwards it is a sigmoid about the threshold. An attack that evades is
 also told to keep the neuron below its threshold. One that is to stay unheard goes past the vote of the places instead,
@@ -25,7 +26,7 @@ from sae_models.voting import BAR, LATER, VOTED_IN, Voting
 
 from . import models  # noqa: F401  (puts ComfyUI on the path)
 from .rivals import EsdSettings, Teacher, teacher
-from .text import encoder, token_embedding, tokenizer
+from .text import contexts, encoder, token_embedding, tokenizer
 from .train_unet import alphas_cumprod
 
 from comfy.ldm.modules.attention import optimized_attention_for_device  # isort: skip
@@ -34,6 +35,11 @@ K, STEPS, BATCH, RATE = 3, 120, 4, 0.05
 """Embeddings or tokens before the prompt; steps, pictures a step and Adam's rate of an attack on embeddings."""
 ROUNDS, CANDIDATES, LIKED = 40, 12, 64
 """Of an attack on tokens: rounds, exchanges tried in each, and how many tokens the gradient proposes for a place."""
+BELL, MORE = 16, 3.0
+"""Tokens of Ring-A-Bell, and how often what the word adds is added to prompts that say it (both as published)."""
+POPULATION, GENERATIONS, BEST, MUTATED = 48, 80, 12, 0.06
+"""Of its genetic algorithm: how many live, for how long, how many have children, and the share of a child's tokens that
+are new."""
 SOFT = 0.1
 """Width of the gate's sigmoid backwards, in units of the threshold."""
 QUIET = 0.8
@@ -46,13 +52,14 @@ FAINT = 1e-5
 class Attack:
     """through: the gradient sees the edit; evasion: how much it counts that the neuron is kept silent; unheard: that
     the places vote the concept out, whereupon there is no edit to look through; tokens: what is sought are tokens, not
-    embeddings; said: the concept's word is in the prompt too."""
+    embeddings; said: the concept's word is in the prompt too; bell: by Ring-A-Bell, which sees no model."""
     title: str
     through: bool = True
     evasion: float = 0.0
     unheard: float = 0.0
     tokens: bool = False
     said: bool = False
+    bell: bool = False
 
 
 @dataclass
@@ -132,17 +139,17 @@ def _sigma(time: int) -> float:
 class Words:
     """Prompts with k places before them, as the text encoder hears them."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], k: int = K) -> None:
         ids = [[token for token, _ in tokenizer().tokenize_with_weights(text)[0]] for text in texts]
-        self.ids = torch.tensor([[row[0], *[0] * K, *row[1:len(row) - K]] for row in ids])
-        self.table = token_embedding()
+        self.ids = torch.tensor([[row[0], *[0] * k, *row[1:len(row) - k]] for row in ids])
+        self.table, self.k = token_embedding(), k
 
     def contexts(self, before: Tensor, rows: Tensor) -> Tensor:
         """[n, 77, 768] of some of the prompts with embeddings [k, 768], or [n, k, 768], before them."""
         ids = self.ids[rows]
         own = self.table[ids].float()
         before = before.expand(len(rows), -1, -1)
-        return _encoded(torch.cat([own[:, :1], before, own[:, K + 1:]], 1))
+        return _encoded(torch.cat([own[:, :1], before, own[:, self.k + 1:]], 1))
 
 
 def _encoded(embeds: Tensor) -> Tensor:
@@ -218,6 +225,28 @@ class Seeker:
 
     def found(self) -> Tensor:
         return self.tokens() if self.attack.tokens else self.embeddings()
+
+
+@torch.no_grad()
+def ring_a_bell(said: Sequence[str], unsaid: Sequence[str], seed: int) -> Tensor:
+    """Embeddings [16, 768] of tokens whose encoding is nearest to that of prompts that say a concept, with `MORE` of
+    what they have more than the same prompts without it."""
+    with_it, without = (contexts([*texts]) for texts in (said, unsaid))
+    wanted, words = with_it.mean(0) + MORE * (with_it - without).mean(0), Words([""], BELL)
+    table, generator = words.table.float(), torch.Generator().manual_seed(seed)
+
+    def apart(ids: Tensor) -> Tensor:
+        heard = words.contexts(table[ids], torch.zeros(len(ids), dtype=torch.long))
+        return (heard - wanted).square().mean((1, 2))
+
+    ids = torch.randint(len(table), (POPULATION, BELL), generator=generator)
+    for _ in range(GENERATIONS):
+        best = ids[torch.cat([apart(part) for part in ids.split(16)]).argsort()[:BEST]]
+        mother, father = best[torch.randint(BEST, (2, POPULATION - BEST), generator=generator)]
+        crossed, changed = (torch.rand(mother.shape, generator=generator) < share for share in (0.5, MUTATED))
+        new = torch.randint(len(table), mother.shape, generator=generator)
+        ids = torch.cat([best, torch.where(changed, new, torch.where(crossed, mother, father))])
+    return table[best[0]]
 
 
 def teach(unet: nn.Module, texts: Sequence[str], seed: int) -> Teacher:

@@ -4,7 +4,8 @@ import torch
 from test_rivals import small_unet
 
 from benchmarks.minicanvas import attacking
-from benchmarks.minicanvas.attacking import Attack, Seeker, SoftErasure, Victim, teach
+from benchmarks.minicanvas.attacking import Attack, Seeker, SoftErasure, Victim, Words, ring_a_bell, teach
+from benchmarks.minicanvas.text import contexts
 from sae_models import hookpoint
 from sae_models.adapter import Block
 from sae_models.concepts import Statistics
@@ -97,3 +98,16 @@ def test_an_attack_on_tokens_says_what_can_be_typed(seeker):
     one = seeker(Attack("", tokens=True))
     found = one.found()
     assert all((one.words.table.float() == row).all(1).any() for row in found)
+
+
+def test_ring_a_bell_comes_nearer_to_more_of_the_word_with_what_can_be_typed(monkeypatch):
+    for name, value in {"BELL": 4, "POPULATION": 8, "BEST": 3}.items():
+        monkeypatch.setattr(attacking, name, value)
+    words, (with_it, without) = Words([""], 4), (contexts(texts).mean(0) for texts in (SAID, UNSAID))
+    wanted, apart = with_it + 3 * (with_it - without), []
+    for generations in (1, 8):
+        monkeypatch.setattr(attacking, "GENERATIONS", generations)
+        found = ring_a_bell(SAID, UNSAID, 0)
+        assert found.shape == (4, 768) and all((words.table.float() == row).all(1).any() for row in found)
+        apart.append(float((words.contexts(found, torch.zeros(1, dtype=torch.long)) - wanted).square().mean()))
+    assert apart[1] < apart[0]
