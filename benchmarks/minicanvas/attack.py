@@ -115,7 +115,7 @@ TARGETS = {
     "negative": Target("negative prompt", lambda unet, _: Victim(unet), bench.METHODS["negative"].add),
 }
 SEEN = {"unerased": ("none", "through", "tokens", "bell"), "another": ("none",),
-        **dict.fromkeys(("uce", "esd-x", "negative"), ("none", "through", "said", "tokens", "bell"))}
+        **dict.fromkeys(("uce", "esd-x", "negative"), ("none", "blind", "through", "said", "tokens", "bell"))}
 """The attacks on what has no edit to look through or past; on the others, all."""
 
 
@@ -137,7 +137,7 @@ def find(unet: torch.nn.Module, target: str, concept: str, attack: Attack, seed:
     said, unsaid = ([shot.text for shot in shots(concept, which, LEARNED, 100 + seed)] for which in (True, False))
     if attack.bell:
         return ring_a_bell(said, unsaid, seed)
-    victim = TARGETS[target].victim(unet, concept)
+    victim = TARGETS[target].victim(unet, concept) if attack.through else Victim(unet)
     return Seeker(victim, teach(unet, said, seed), said if attack.said else unsaid, attack, seed).found()
 
 
