@@ -113,6 +113,22 @@ def test_erase_words_says_it_below_its_report(page):
     assert canvas.is_inside_its_node(lines.nth(1), page, words)
 
 
+def test_erase_words_says_so_as_long_as_its_model_goes_nowhere(page):
+    words, sampler = canvas.add(page, "SAEmnesiaEraseWords", 60), canvas.add(page, "KSampler", 700)
+    loose = page.locator(".saemnesia-loose").first
+    expect(loose).to_have_text("Nothing is erased yet: link MODEL to KSampler.")
+    assert canvas.is_inside_its_node(loose, page, words)
+    for slot, other in ((0, sampler), (1, canvas.add(page, "SAEmnesiaErase", 700))):
+        page.evaluate("([a, slot, b]) => window.app.graph.getNodeById(a).connect(slot, "
+                      "window.app.graph.getNodeById(b), slot ? 'sae' : 'model')", [words, slot, other])
+        expect(loose).to_have_text("")
+        kept = page.evaluate("JSON.stringify(window.app.graph.serialize())")
+        page.evaluate("text => window.app.loadGraphData(JSON.parse(text))", kept)
+        expect(page.locator(".saemnesia-loose").first).to_have_text("")
+        page.evaluate("([a, slot]) => window.app.graph.getNodeById(a).disconnectOutput(slot)", [words, slot])
+        expect(page.locator(".saemnesia-loose").first).to_have_text("Nothing is erased yet: link MODEL to KSampler.")
+
+
 def test_a_picture_says_what_was_erased_also_where_the_nodes_are_in_the_cache(host):
     wanted = {"sae": NAME, "hash": short_hash(COMFY / "models" / "sae" / NAME), "concepts": "cat:0.8, rocket:1.0",
               "actuator": "ablate", "start": 0.0, "end": 1.0, "apply_to": "both",

@@ -1,7 +1,8 @@
 /**
  * What a node says of its work, below its widgets: how far it is while it works ("painting picture 13 of 640, about 12
  * min left"), what came of it ("cat: 79% removed, others 0.0% touched") and of the last run ("cat: in 20 of 20 steps"),
- * and behind a fold the numbers of that. And what people must know of a run, in a corner of the page.
+ * and behind a fold the numbers of that; and that what it makes is not used, as long as it is not. And what people must
+ * know of a run, in a corner of the page.
  *
  * The text is a DOM widget that is never saved. It is there from the start, because Nodes 2.0 shows no widget that
  * comes later.
@@ -15,7 +16,9 @@ import { retold, say } from "./words.js"
 
 const REPORTING = ["SAEmnesiaEraseWords", "SAEmnesiaFindConcept", "SAEmnesiaExportConcept", "SAEmnesiaTrain",
   "SAEmnesiaConceptMap"]
+const ERASES = "SAEmnesiaEraseWords"
 const BEFORE = "What it does is said here after a run."
+const LOOSE = "Nothing is erased yet: link MODEL to KSampler."
 const WARNED_MS = 20000
 const STOPPED = "Stopped. Queued again, it goes on where it was."
 const NUMBERS = "Numbers"
@@ -31,7 +34,7 @@ const STYLE = "box-sizing: border-box; width: 100%; height: 100%; padding: 4px 6
 
 const IDLE = "color: color-mix(in srgb, #f59e0b 50%, var(--input-text));"
 
-const reports = new WeakMap() // node -> { root, said, fired, fold, numbers, lines }
+const reports = new WeakMap() // node -> { root, said, loose, fired, fold, numbers, lines }
 let made = 0 // see concept_picker.js: a removed node's element must not come back under the same name
 
 function lines(text, width) {
@@ -50,14 +53,16 @@ function addReport(node) {
   const numbers = element("pre", "margin: 0; overflow-x: auto; font: 11px/17px monospace;")
   const fold = element("details", "", element("summary", "cursor: pointer;", say(NUMBERS)), numbers)
   const said = element("div", "", say(BEFORE))
+  const loose = element("div", IDLE)
   const fired = element("div", "")
-  const root = element("div", STYLE, said, fired, fold)
+  const root = element("div", STYLE, said, loose, fired, fold)
   root.className = "saemnesia-report"
+  loose.className = "saemnesia-loose"
   fired.className = "saemnesia-last-run"
   said.setAttribute("role", "status")
   fired.setAttribute("aria-live", "polite")
   fold.hidden = true
-  const report = { root, said, fired, fold, numbers, lines: 1 }
+  const report = { root, said, loose, fired, fold, numbers, lines: 1 }
   fold.ontoggle = () => fit(node)
   const height = () => report.lines * LINE + PADDING + MARGIN
   const widget = node.addDOMWidget(`report_${++made}`, "saemnesia_report", root, {
@@ -66,14 +71,22 @@ function addReport(node) {
   })
   widget.serialize = false
   reports.set(node, report)
+  showLoose(node)
+}
+
+/** Whether a node that erases leads anywhere: by its model, or by the file that it keeps. */
+function showLoose(node) {
+  const used = node.comfyClass !== ERASES || node.outputs.slice(0, 2).some(({ links }) => links?.length)
+  reports.get(node).loose.textContent = used ? "" : say(LOOSE)
   fit(node)
 }
 
 function fit(node) {
   const report = reports.get(node)
-  const { said, fired, fold, numbers } = report
+  const { said, loose, fired, fold, numbers } = report
   const folded = fold.hidden ? 0 : 1 + (fold.open ? numbers.textContent.split("\n").length : 0)
-  const texts = [said, ...fired.children].map(({ textContent }) => textContent).join("\n")
+  const shown = [said, loose, ...fired.children].map(({ textContent }) => textContent)
+  const texts = shown.filter((text) => text).join("\n")
   report.lines = Math.min(MOST, lines(texts, node.size[0]) + folded)
   report.root.style.minHeight = `${report.lines * LINE + PADDING}px`
   node.expandToFitContent?.()
@@ -114,7 +127,9 @@ app.registerExtension({
     listen("execution_error", ({ exception_message }) => exception_message.trim())
   },
   afterConfigureGraph: () => afterLoading((node) => {
-    const kept = reports.has(node) && keptOf(node)
+    if (!reports.has(node)) return
+    showLoose(node)
+    const kept = keptOf(node)
     if (kept?.text?.length) show(node, kept.text.join("\n"), kept.details?.join("\n"))
   }),
   nodeCreated(node) {
@@ -124,6 +139,12 @@ app.registerExtension({
     node.onExecuted = function (output, ...rest) {
       const result = before?.call(this, output, ...rest)
       if (output?.text?.length) show(this, output.text.join("\n"), output.details?.join("\n"))
+      return result
+    }
+    const linked = node.onConnectionsChange
+    node.onConnectionsChange = function (...change) {
+      const result = linked?.apply(this, change)
+      setTimeout(() => showLoose(this)) // a link that goes is told of before it is gone
       return result
     }
   },
