@@ -21,12 +21,16 @@ def some(value: Tensor) -> bytes:
 
 def made_of(weights: Mapping[str, Tensor]) -> str:
     """What tells a UNet by its weights as they come from the checkpoint: precision and a hash; "" where they keep too
-    little, as those of 8 bits do, or hear no words."""
+    little, as those of 8 bits do, are not in memory, or hear no words."""
     heard = [value for name, value in sorted(weights.items()) if name.endswith(HEARS_WORDS)]
-    if not heard or not all(type(value) in (Tensor, nn.Parameter) and value.dtype in PRECISIONS for value in heard):
+    if not heard or not all(map(_tells, heard)):
         return ""
     digest = hashlib.sha256(b"".join(map(some, heard))).hexdigest()[:16]
     return f"{PRECISIONS[heard[0].dtype]} {digest}"
+
+
+def _tells(value: Tensor) -> bool:
+    return type(value) in (Tensor, nn.Parameter) and value.dtype in PRECISIONS and not value.is_meta
 
 
 def alike(one: str, other: str) -> bool | None:

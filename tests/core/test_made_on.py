@@ -29,8 +29,9 @@ def test_one_that_was_trained_on_is_another():
 
 
 @pytest.mark.parametrize("other", [
-    weights(torch.bfloat16), weights(torch.float8_e4m3fn), {"out.2.weight": torch.zeros(3)}, {}])
-def test_where_bits_are_lost_nothing_is_known(other):
+    weights(torch.bfloat16), weights(torch.float8_e4m3fn), {"out.2.weight": torch.zeros(3)}, {},
+    {name: value.to("meta") for name, value in weights().items()}])
+def test_where_bits_are_lost_or_not_there_nothing_is_known(other):
     assert alike(made_of(weights()), made_of(other)) is None and alike("", "") is None
 
 
