@@ -58,12 +58,6 @@ def write(model: torch.nn.Module, path: Path) -> Path:
     return path
 
 
-def freed(path: Path) -> Path:
-    """A path, when what was written to it is out of memory: the modules refer to each other."""
-    gc.collect()
-    return path
-
-
 @contextmanager
 def files(name: str) -> Iterator[None]:
     """The model's files in the host's folders while the block runs."""
@@ -71,7 +65,8 @@ def files(name: str) -> Iterator[None]:
     torch.manual_seed(0)
     made = [write(text_encoder(which), folder / "text_encoders" / f"full-size-{which}.safetensors")
             for which in SIZES[name].encoders]
-    made.append(freed(write(new_unet(SIZES[name].unet), folder / "diffusion_models" / "full-size.safetensors")))
+    made.append(write(new_unet(SIZES[name].unet), folder / "diffusion_models" / "full-size.safetensors"))
+    gc.collect()  # the models' modules refer to each other, and the host needs the memory
     try:
         yield
     finally:

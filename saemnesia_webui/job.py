@@ -106,8 +106,8 @@ class Fitted:
 class Job:
     """An armed erasure. `error` stops every model call from then on; `skipped`: a pass was left alone as asked;
     `fired`: which rows did in the last model call, of the places that it came to; `mixed`: the rows of the prompt could
-    not be told from the others; `checkpoint`, `made_of`: the last model it ran on, by its
-    name and by its weights."""
+    not be told from the others; `checkpoint`, `made_of`: the last model it ran on, by its name
+    and by its weights."""
     settings: Settings
     saes: Sequence[LoadedSae] = ()
     edits: Sequence[tuple[Block, Edit]] = ()

@@ -119,7 +119,6 @@ SEEN = {"unerased": ("none", "through", "tokens", "bell"), "another": ("none",),
 """The attacks on what has no edit to look through or past; on the others, all."""
 
 
-
 def shots(concept: str, said: bool, count: int, seed: int) -> tuple[Shot, ...]:
     """Prompts with a style and a ground, every second with another object; said: and with the concept."""
     generator, own = torch.Generator().manual_seed(seed), OBJECTS.index(concept)
