@@ -26,9 +26,12 @@ def family_of(config: Any) -> str:
 
 
 def original_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """The UNet's weights as they come from the checkpoint, where LoRAs lie on them by now, too."""
+    """The UNet's weights as they come from the checkpoint, where LoRAs lie on them by now, too.
+
+    Not those of its `state_dict`: a packed model's (GGUF) are not there, and with a LoRA a scaled one's scales differ.
+    """
     backup = {name.removeprefix("diffusion_model."): kept.weight for name, kept in model.backup.items()}
-    return {name: backup.get(name, value) for name, value in model.model.diffusion_model.state_dict().items()}
+    return {name: backup.get(name, value) for name, value in model.model.diffusion_model.named_parameters()}
 
 
 def of_checkpoint(folder: str, name: str) -> str:

@@ -149,8 +149,8 @@ def by_concept(edit: Edit, z: Tensor, sigma: float) -> Tensor:
 
 
 def resized(maps: Tensor, height: int, width: int) -> Tensor:
-    """[n, h, w] to [n, height, width], smoothly and never below 0."""
-    return functional.interpolate(maps[:, None], (height, width), mode="bicubic")[:, 0].clamp_min(0)
+    """[n, h, w] to [n, height, width] on the CPU (not every device can), smoothly and never below 0."""
+    return functional.interpolate(maps[:, None].cpu(), (height, width), mode="bicubic")[:, 0].clamp_min(0)
 
 
 def shares(maps: Tensor, height: int, width: int) -> Tensor:

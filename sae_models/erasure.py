@@ -329,7 +329,7 @@ def _above(z: Tensor, threshold: Tensor) -> Tensor:
 
 def _loud(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Means over the map [B, F of all] of every edit's z [B, F, N], where it is so much above its threshold."""
-    return torch.cat([_above(z, LOUD * threshold).mean(2) for z, threshold in found], 1)
+    return torch.cat([_above(z, LOUD * threshold).mean(2, dtype=torch.float32) for z, threshold in found], 1)
 
 
 def _columns(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def in_comfyui(host: ComfyHost) -> Iterator[Found]:
 
 
 @contextmanager
-def in_the_webui() -> Iterator[Found]:
+def in_the_webui(bf16: bool) -> Iterator[Found]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
     import comfy.sd
     from fake_webui import Webui, sd_model
@@ -82,6 +83,8 @@ def in_the_webui() -> Iterator[Found]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), \
             Webui(Path(folder), loaded, forge=True).installed() as host:
         from saemnesia_webui.find import Wish
+        if bf16:
+            host.autocast = sys.modules["modules.devices"].autocast = partial(torch.autocast, "cpu", torch.bfloat16)
 
         def found(word: str, pictures: int) -> Path:
             shutil.rmtree(Path(folder) / "sae", ignore_errors=True)
@@ -97,14 +100,21 @@ def figures(host: ComfyHost, find: Found, word: str, pictures: int) -> dict[str,
     seconds, headers = time.monotonic() - began, read_headers(made)
     [concept] = headers[0].concepts
     shutil.copy(made, path_of(FILE))
-    plain, unsaid, erased = (scored(host, method, word) for method in (
-        Method("no erasure"), bench.METHODS["without"], erasing(FILE)))
+    erased = scored(host, erasing(FILE), word)
     said = {what: 100 * share for what, share in concept.measured.items()}
     row: dict[str, Any] = {"seconds": seconds, "kB a place": made.stat().st_size / 1000 / len(headers),
                            "neurons": len(concept.latents)} | said
-    return {what: value if value is None else round(value, 2)
-            for what, value in (row | asdict(erased) | {"UA unsaid": unsaid.UA, "IRA unerased": plain.IRA,
-                                                        "in_scene unerased": plain.in_scene}).items()}
+    return _rounded(row | asdict(erased))
+
+
+def without_erasure(host: ComfyHost, word: str) -> dict[str, float | None]:
+    """What is seen in the same scenes as the model paints them, and where the word is not said."""
+    plain, unsaid = (scored(host, method, word) for method in (Method("no erasure"), bench.METHODS["without"]))
+    return _rounded({"UA unsaid": unsaid.UA, "IRA unerased": plain.IRA, "in_scene unerased": plain.in_scene})
+
+
+def _rounded(row: dict[str, float | None]) -> dict[str, float | None]:
+    return {what: value if value is None else round(value, 2) for what, value in row.items()}
 
 
 def scored(host: ComfyHost, method: Method, word: str) -> table.Score:
@@ -118,19 +128,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", nargs="+", choices=table.all_names(), default=TEN, metavar="NAME")
     parser.add_argument("--pictures", nargs="+", type=int, default=[PICTURES], help=f"to find it from ({PICTURES})")
-    parser.add_argument("--webui", action="store_true", help="find them in the web UI's stand-in")
-    parser.add_argument("--bf16", action="store_true", help="let ComfyUI multiply in bfloat16: faster, less exact")
+    parser.add_argument("--webui", action="store_true",
+                        help="find them in the web UI's stand-in (without erasure they are as without this)")
+    parser.add_argument("--bf16", action="store_true", help="multiply in bfloat16: faster, less exact")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     link_bench_nodes()
     torch.set_num_threads(options.threads)
     out, rows = RESULTS / f"words{'-webui' if options.webui else ''}.json", {}
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host, \
-            (in_the_webui() if options.webui else in_comfyui(host)) as find:
+            (in_the_webui(options.bf16) if options.webui else in_comfyui(host)) as find:
         try:
             for word, pictures in itertools.product(options.concepts, options.pictures):
                 name = word if pictures == PICTURES else f"{word}, {pictures} pictures"
                 rows[name] = figures(host, find, word, pictures)
+                if not options.webui:
+                    rows[name] |= without_erasure(host, word)
                 print(name, json.dumps(rows[name]), flush=True)
                 write_json(out, {"concepts": rows})
         finally:

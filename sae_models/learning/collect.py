@@ -157,8 +157,13 @@ def _kept(*pair: torch.Tensor) -> tuple[torch.Tensor, ...]:
     Raises SaeError when they hold something that is no number.
     """
     kept = tuple(part.to("cpu", torch.float16) for part in pair)
-    if not all(bool(part.isfinite().all()) for part in kept):
+    check_numbers(*kept)
+    return kept
+
+
+def check_numbers(*computed: torch.Tensor) -> None:
+    """Raises SaeError when what a model computed is not all numbers."""
+    if not all(bool(part.isfinite().all()) for part in computed):
         raise SaeError("nothing can be learned from this model: it computes values that are no numbers (NaN or "
                        "infinite); run it in full precision (ComfyUI: --fp32-unet, A1111: --no-half), or load "
                        "another checkpoint")
-    return kept

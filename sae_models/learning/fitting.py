@@ -6,7 +6,7 @@ One direction carries what a word adds where it enters nearly alone (a cross-att
 word's values); where it does not, several do, each by an amount that is never negative, as a neuron's is: semi-NMF
 (Ding, Li and Jordan 2010).
 """
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -105,9 +105,8 @@ def learn_together(sae: Sae, maps: Maps, concept: int, own: Sequence[int], weigh
     with torch.inference_mode(False), torch.enable_grad():
         rows = _in_units(sae, own, size, whole)
         optimizer = torch.optim.Adam(rows)
-        for step in range(STEPS):
+        for step, (shown, silent) in enumerate(tokens.batches()):
             optimizer.param_groups[0]["lr"] = RATE / x.shape[1] * min((step + 1) / WARM, 1) * (1 - step / STEPS)
-            shown, silent = tokens.some(tokens.shown), tokens.some(tokens.silent[step % len(tokens.silent)])
             optimizer.zero_grad()
             _amiss(rows, shown, silent, size, whole, weights).backward()
             optimizer.step()
@@ -126,10 +125,13 @@ class Tokens:
         self.shown = self._of((maps.tokens, maps.without), self.left_out)
         self.silent = [self._of((tokens,), calls.nonzero()[:, 0]) for tokens, calls in never if calls.any()]
 
-    def some(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """`BATCH` of them, for a step."""
-        chosen = torch.randint(len(parts[0]), (BATCH,), generator=self.generator).to(self.device)
-        return [part[chosen] for part in parts]
+    def batches(self) -> Iterator[list[list[Tensor]]]:
+        """`BATCH` of those shown and of the silent ones, for every step. Drawn at once: a GPU waits for each that is
+        brought."""
+        drawn = torch.randint(MOST_TOKENS, (STEPS, 2, BATCH), generator=self.generator).to(self.device)
+        for step, chosen in enumerate(drawn):
+            kinds = self.shown, self.silent[step % len(self.silent)]
+            yield [[part[rows] for part in parts] for parts, rows in zip(kinds, chosen, strict=True)]
 
     def _of(self, parts: Sequence[Tensor], calls: Tensor) -> list[Tensor]:
         chosen = calls[torch.randint(len(calls), (MOST_TOKENS,), generator=self.generator)]

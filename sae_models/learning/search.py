@@ -19,7 +19,7 @@ from ..storage import check_writable
 from ..table import Table
 from ..voting import QUORUM
 from . import effects, finding
-from .collect import Collector
+from .collect import Collector, check_numbers
 from .lesson import Lesson, Search
 from .losses import Weights, weights_of
 from .maps import Maps, joined
@@ -137,7 +137,7 @@ def _chosen(painter: Painter, what: Search, blocks: Sequence[Block], tables: Map
     those that say how many."""
     name, trials = what.wanted[number].name, trial(number, what.lesson.held_out, what.lesson.prompts)
     rows = {n: [table.only(part, name) for part in parts] for n, parts in tables.items()}
-    tried = effects.effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, *trials)
+    tried = _effects(painter, {n: effects.ablating(blocks, parts) for n, parts in rows.items()}, trials)
     n = fewest_neurons(tried)
     parts, checked = _heard_by(painter, blocks, rows[n], tried[n], trials)
     places = f" at each of {len(blocks)} places" if len(blocks) > 1 else ""
@@ -153,9 +153,20 @@ def _heard_by(painter: Painter, blocks: Sequence[Block], parts: list[Table], tri
     if tried.removed < LITTLE and len(blocks) >= QUORUM:
         choices.append([_lowered(part) for part in parts])
     erasers = {i: effects.ablating(blocks, choice) for i, choice in enumerate(choices)}
-    found = effects.effects(painter, erasers, *trials, batch=effects.CHECK)
+    found = _effects(painter, erasers, trials, effects.CHECK)
     best = min(found, key=lambda i: found[i].amiss)
     return choices[best], found[best]
+
+
+def _effects(painter: Painter, erasers: Mapping[int, effects.Eraser], trials: Sequence[Any], batch: int = 0
+             ) -> dict[int, Effect]:
+    """As `effects.effects`.
+
+    Raises SaeError when the model predicts something that is no number.
+    """
+    found = effects.effects(painter, erasers, *trials, batch=batch)
+    check_numbers(torch.tensor([effect.amiss for effect in found.values()]))
+    return found
 
 
 def _lowered(part: Table) -> Table:

@@ -6,6 +6,7 @@ import torch
 
 from sae_models.adapter import LoadedSae
 from sae_models.formats import Header
+from sae_models.learning.fingerprint import fingerprint
 from sae_models.made_on import alike, made_of
 from sae_models.sae import SaeConfig
 
@@ -22,6 +23,12 @@ def weights(dtype: torch.dtype = torch.float16, by: float = 0.0) -> dict[str, to
 def test_a_model_is_known_again_whatever_else_of_it_changes_and_in_more_bits():
     renamed = dict(reversed(weights().items())) | {"out.2.weight": torch.zeros(3)}
     assert alike(made_of(weights()), made_of(renamed)) and alike(made_of(weights()), made_of(weights(torch.float32)))
+
+
+def test_one_that_is_loaded_in_half_precision_is_the_same_as_in_full():
+    full = {name: value.float() + 1e-6 for name, value in weights().items()}
+    half = {name: value.half() for name, value in full.items()}
+    assert fingerprint(full) == fingerprint(half) != fingerprint(weights(by=0.01))
 
 
 def test_one_that_was_trained_on_is_another():

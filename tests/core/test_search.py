@@ -7,6 +7,7 @@ from made_maps import CONCEPTS, SUBJECTS, directions, make_maps
 
 from sae_models import Header, SaeConfig
 from sae_models.adapter import Block
+from sae_models.errors import SaeError
 from sae_models.learning import search, words
 from sae_models.learning.lesson import Lesson
 from sae_models.learning.maps import Maps
@@ -137,6 +138,32 @@ class Counting:
         said = torch.tensor([["cat" in text] for text in texts]).float()[:, :, None]
         out = torch.randn(len(texts), 9, 4, generator=self.generator) + 3 * said
         return torch.stack([tap(out, None) for tap in (taps or {}).values()]).mean(0) if taps else out
+
+
+class Breaking(Counting):
+    """Its places are heard as ever, and what it predicts is no number where concepts are measured."""
+    learned = False
+
+    def identity(self):
+        return "breaking"
+
+    def make_room(self, size):
+        self.learned = True
+        return super().make_room(size)
+
+    def predict(self, texts, taps=None):
+        return super().predict(texts, taps) * (torch.nan if self.learned else 1.0)
+
+
+def test_a_model_that_predicts_no_numbers_is_refused(tmp_path):
+    headers = [Header(SaeConfig(4, 1, 1), f"up_blocks.0.attentions.{i}.transformer_blocks.0.attn2", "sd15")
+               for i in range(4)]
+    painter, out = Breaking(), tmp_path / "a.safetensors"
+    what = words.search(parse_subjects("cat"), "", painter)
+    painter.painting = what.lesson.painting
+    with pytest.raises(SaeError, match="nothing can be learned from this model: it computes values that are no num"):
+        search.found(painter, what, out, headers)
+    assert not out.exists()
 
 
 def test_finding_a_word_takes_at_most_600_calls_of_the_model(tmp_path):

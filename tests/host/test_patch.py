@@ -1,4 +1,5 @@
 """The patch of a ComfyUI model in this process: compiled, on GPUs (a stand-in), and with other noise levels."""
+import copy
 import importlib
 import logging
 import sys
@@ -336,6 +337,17 @@ def test_a_window_without_a_step_is_said(unet, saes, caplog):
     ("SVD_img2vid", "svd_img2vid"), ("SV3D_p", "svd_img2vid"), ("Flux", "flux")])
 def test_close_relatives_are_of_one_family(kind, family):
     assert module("nodes.family").family_of(getattr(comfy.supported_models, kind)({})) == family
+
+
+def test_packed_weights_tell_a_model_where_its_state_dict_does_not_have_them(unet):
+    """Those of a GGUF file: what stands in for them there has no numbers."""
+    family, fingerprint = module("nodes.family"), module("sae_models.learning.fingerprint").fingerprint
+    whole = fingerprint(family.original_weights(patcher_of(unet)))
+    packed = copy.deepcopy(unet)
+    layer = packed.out[2]
+    layer._save_to_state_dict = lambda found, prefix, keep: found.update(
+        {f"{prefix}{name}": value.to("meta") for name, value in layer.named_parameters()})
+    assert fingerprint(family.original_weights(patcher_of(packed))) == whole
 
 
 def test_a_relative_is_told_by_its_blocks_and_widths(unet, saes):
