@@ -28,6 +28,8 @@ FAINTEST = 0.05
 LOUD = 2.0
 """Times its threshold that what a row finds in a token has to be, to count for how strongly it fires: few tokens
 without the concept pass the threshold, and hardly any of them twice of it."""
+EVERY = 1e6
+"""Above every noise level there is: hosts say so of a window that begins with sampling."""
 AT_ONCE = 2 ** 22  # distances between tokens that are held at once
 
 
@@ -120,6 +122,8 @@ class NoiseLevel:
     def threshold(self, edit: Edit, table: Tensor) -> Tensor:
         """[F] of a table [F, T], as `Statistics.at` has it; infinity outside of the edit's window."""
         found = self.at(edit.rows.statistics.sigmas, table)
+        if edit.end_sigma <= 0 and edit.start_sigma >= EVERY:
+            return found
         return torch.where(self._active(edit.end_sigma, edit.start_sigma), found, math.inf)
 
     def at(self, sigmas: tuple[float, ...], table: Tensor) -> Tensor:
@@ -171,12 +175,12 @@ class _Put(NamedTuple):
 
 class _Placed(NamedTuple):
     """One edit's tensors on the map's device and in its dtype; least [F]: how much of its threshold each row has to
-    pass in any case."""
+    pass in any case, None for nothing."""
     W_enc: Tensor
     bias: Tensor
     W_dec: Tensor
     change: Tensor
-    least: Tensor
+    least: Tensor | None
     thresholds: Tensor
     put: _Put | None
 
@@ -216,9 +220,9 @@ class Erasure:
             acts = [_above(z, threshold) for z, threshold in found]
         else:
             strengths, sizes = _loud(found), [len(edit.names) for edit in self.edits]
-            acts = [_above(z, threshold * part.maximum(placed.least).to(threshold)[:, :, None])
+            acts = [_above(z, threshold * _at_least(placed.least, part).to(threshold)[:, :, None])
                     for (z, threshold), part, placed in zip(found, needed.split(sizes, 1), self._on(x), strict=True)]
-        fired = torch.cat([z.amax((0, 2)) for z in acts]).gt(0)
+        fired = _together([z.amax((0, 2)) for z in acts]).gt(0)
         if x.device.type == "cpu" and not fired.any():
             return Erased(x, fired, strengths)
         out = self._edited(x, acts, sigma)
@@ -247,7 +251,7 @@ class Erasure:
             z = _pre_activations(columns, placed, x.ndim == 3)
             if edit.conditional_only and conditional is not None:
                 z = z * conditional.to(z)[:, None, None]
-            found.append((z, _threshold(edit, placed, sigma, always).clamp_min(0).to(x)[:, None]))
+            found.append((z, _threshold(edit, placed, sigma, always).to(x)[:, None]))
         return found
 
     def _edited(self, x: Tensor, acts: list[Tensor], sigma: float) -> Tensor:
@@ -281,8 +285,8 @@ class Erasure:
         key = (x.device, x.dtype)
         if key not in self._placed:
             rows = [(e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.actuator.change(e.strengths)) for e in self.edits]
-            self._placed[key] = [_Placed(*(t.to(x) for t in own), _least(e, own[-1]).to(x.device),
-                                         e.rows.statistics.thresholds.to(x.device), _put(e, x.device))
+            self._placed[key] = [_Placed(*(t.to(x) for t in own), _least(e, own[-1], x.device),
+                                         e.rows.statistics.thresholds.clamp_min(0).to(x.device), _put(e, x.device))
                                  for e, own in zip(self.edits, rows, strict=True)]
         return self._placed[key]
 
@@ -292,8 +296,13 @@ def _may_act(edit: Edit, sigma: float | NoiseLevel) -> bool:
     return isinstance(sigma, NoiseLevel) or edit.active(sigma)
 
 
-def _least(edit: Edit, change: Tensor) -> Tensor:
-    return torch.ones_like(change) if edit.actuator is Actuator.REPLACE else change.gt(0).float()
+def _least(edit: Edit, change: Tensor, device: torch.device) -> Tensor | None:
+    least = torch.ones_like(change) if edit.actuator is Actuator.REPLACE else change.gt(0).float()
+    return least.to(device) if least.any() else None
+
+
+def _at_least(least: Tensor | None, needed: Tensor) -> Tensor:
+    return needed if least is None else needed.maximum(least)
 
 
 def _put(edit: Edit, device: torch.device) -> _Put | None:
@@ -329,7 +338,11 @@ def _above(z: Tensor, threshold: Tensor) -> Tensor:
 
 def _loud(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Means over the map [B, F of all] of every edit's z [B, F, N], where it is so much above its threshold."""
-    return torch.cat([_above(z, LOUD * threshold).mean(2, dtype=torch.float32) for z, threshold in found], 1)
+    return _together([_above(z, LOUD * threshold).mean(2, dtype=torch.float32) for z, threshold in found], 1)
+
+
+def _together(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _columns(x: Tensor) -> Tensor:

@@ -135,7 +135,8 @@ def main() -> None:
     options = parser.parse_args()
     link_bench_nodes()
     torch.set_num_threads(options.threads)
-    out, rows = RESULTS / f"words{'-webui' if options.webui else ''}.json", {}
+    out = RESULTS / f"words{'-webui' if options.webui else ''}.json"
+    rows = json.loads(out.read_text())["concepts"] if out.exists() else {}
     with ComfyHost(threads=options.threads, bf16=options.bf16) as host, \
             (in_the_webui(options.bf16) if options.webui else in_comfyui(host)) as find:
         try:
