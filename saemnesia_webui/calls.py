@@ -26,7 +26,9 @@ class Call:
         own = {name: mine(value) for name, value in self.kwargs.items()}
         if own.get("transformer_options"):
             options = {name: mine(value) for name, value in own["transformer_options"].items()}
-            own["transformer_options"] = options | {"cond_or_uncond": [0]}
+            sides = {"cond_indices": [*range(int(rows.sum()))], "uncond_indices": []}
+            known = {name: value for name, value in sides.items() if name in options}
+            own["transformer_options"] = options | {"cond_or_uncond": [0]} | known
         return Call(self.unet, tuple(mine(value) for value in self.args), own)
 
     @property

@@ -48,6 +48,13 @@ class Wish:
         """
         return cls(**checked(given, asdict(cls())))
 
+    @classmethod
+    def typed(cls, words: str, told_from: str, pictures: float | None, side: float | None, cfg: float | None) -> "Wish":
+        """Of the sidebar's fields; a number that was cleared is the usual one."""
+        usual = cls()
+        return cls(words, told_from, int(usual.pictures if pictures is None else pictures),
+                   int(usual.side if side is None else side), float(usual.cfg if cfg is None else cfg))
+
     def names(self) -> list[str]:
         """Raises SaeError for words that cannot be read, and numbers out of range."""
         if self.pictures < wanted.AT_ONCE or self.side % 8 or self.side < 0 or self.cfg < 1:
@@ -165,13 +172,13 @@ class Finder:
 
     def watched(self, wish: Wish) -> Iterator[Progress | Found]:
         """The same, with the progress now and then, and in the end what was found. Raises as `find` does."""
-        progress = Progress()
-        with ThreadPoolExecutor(1, "saemnesia-find") as pool:
-            running: Future = pool.submit(self.find, wish, progress)
-            while not running.done():
-                yield progress
-                wait_for([running], LOOK_SECONDS)
-            yield running.result()
+        progress, pool = Progress(), ThreadPoolExecutor(1, "saemnesia-find")
+        running: Future = pool.submit(self.find, wish, progress)
+        pool.shutdown(wait=False)  # whoever leaves the page does not wait for the search, which goes on
+        while not running.done():
+            yield progress
+            wait_for([running], LOOK_SECONDS)
+        yield running.result()
 
 
 def in_words(seconds: float) -> str:

@@ -1,4 +1,5 @@
 """What an SAE needs to know of the host's loaded model, found by what the model has and not by the host's name."""
+import sys
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -10,6 +11,8 @@ from sae_models import SaeError, hookpoint
 from sae_models.adapter import noise_level
 from sae_models.erasure import NoiseLevel
 
+PATCHERS = "ldm_patched.modules.model_management"
+"""Where older Forge and its relatives list what is in memory, if they are the host."""
 LATENT = 4
 """Channels of the picture in what the UNet gets; an inpainting model gets more."""
 FAMILIES = {768: "sd15", 1024: "sd20", 2048: "sdxl", 1280: "sdxlrefiner"}
@@ -125,13 +128,16 @@ def picture_share(sd_model: Any, sigma: float) -> float:
 def original_weights(sd_model: Any) -> dict[str, Tensor]:
     """The UNet's weights as they come from the checkpoint, where a LoRA of the last picture still lies on them too.
 
-    A1111 keeps them at each module, Forge and its relatives at their patcher or its loader.
+    A1111 keeps them at each module, Forge and its relatives at their patcher or its loader, or at the patcher that the
+    last picture was painted with.
     """
     unet = unet_of(sd_model)
     patcher = getattr(getattr(sd_model, "forge_objects", None), "unet", None)
     kept = {f"{name}.weight": module.network_weights_backup for name, module in unet.named_modules()
             if isinstance(getattr(module, "network_weights_backup", None), Tensor)}
-    for holder in (patcher, getattr(patcher, "lora_loader", None)):
+    loaded = [entry.model for entry in getattr(sys.modules.get(PATCHERS), "current_loaded_models", ())]
+    used = [other for other in loaded if patcher is not None and getattr(other, "model", None) is patcher.model]
+    for holder in (*used, patcher, getattr(patcher, "lora_loader", None)):
         backup = getattr(holder, "backup", None)
         for name, value in (backup.items() if isinstance(backup, dict) else ()):
             kept[str(name).removeprefix("diffusion_model.")] = getattr(value, "weight", value)

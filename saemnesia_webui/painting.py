@@ -37,6 +37,7 @@ class Painter:
     say: Callable[[str], None] = lambda doing: None
     _read: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _visit: "_Visit | None" = None
+    _name: str = field(default_factory=host.checkpoint_name)
     _device: torch.device = field(default_factory=host.device)
 
     def identity(self) -> str:
@@ -56,7 +57,7 @@ class Painter:
         new = [text for text in dict.fromkeys(texts) if text not in self._read]
         for start in range(0, len(new), ENCODED_AT_ONCE):
             part = new[start:start + ENCODED_AT_ONCE]
-            host.check_stopped()
+            self._check()
             for name, values in host.encode(part, self.painting).items():
                 for text, value in zip(part, values, strict=True):
                     self._read.setdefault(text, {})[name] = value.cpu()
@@ -72,15 +73,22 @@ class Painter:
         try:
             host.paint(texts, seeds, self.painting)
         except Exception:
-            host.check_stopped()  # an interrupted run may fail over having no picture
+            self._check()  # an interrupted run may fail over having no picture
             raise
         finally:
             hook.remove()
             self._visit = None
-        host.check_stopped()
+        self._check()
         if visit.kept:
             raise SaeError("the host's sampler left out steps that were to be looked at: another extension replaces "
                            "or skips the model (for example SD Unet); switch that off")
+
+    def _check(self) -> None:
+        """Raises SaeError where it was stopped, or another checkpoint was chosen meanwhile."""
+        host.check_stopped()
+        if host.checkpoint_name() != self._name or unet_of(host.current()) is not unet_of(self.model):
+            raise SaeError("the checkpoint was changed while a word was being found on it, so nothing was written: "
+                           "find the word again, and keep the checkpoint until that is done")
 
     def skip(self) -> None:
         host.skip_batch()

@@ -131,9 +131,9 @@ def _wire_list(models: Path, sae: Any, listed: Any, refresh: Any, enabled: Any) 
 
 
 def _wire_search(finder: Finder, search: Search, inputs: list[Any], outputs: list[Any]) -> None:
-    def find(words: str, told_from: str, pictures: float, side: float, cfg: float, chosen: list[str] | None,
-             text: str) -> Iterator[tuple]:
-        yield from finding(finder, Wish(words, told_from, int(pictures), int(side), float(cfg)), chosen or [], text)
+    def find(words: str, told_from: str, pictures: float | None, side: float | None, cfg: float | None,
+             chosen: list[str] | None, text: str) -> Iterator[tuple]:
+        yield from finding(finder, Wish.typed(words, told_from, pictures, side, cfg), chosen or [], text)
     for event in (search.begin.click, search.words.submit):
         event(find, inputs=inputs, outputs=outputs, show_progress=False)
     search.stop.click(host.stop, show_progress=False, queue=False)  # it must not wait behind what it stops

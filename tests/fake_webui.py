@@ -29,8 +29,25 @@ SCRIPT = REPO / "scripts" / "saemnesia.py"
 ALPHAS = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000).square().neg().add(1).cumprod(0)
 
 
+class QueueLock:
+    """The host's, with how often somebody asked for it."""
+
+    def __init__(self) -> None:
+        self.lock, self.asked = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        self.asked += 1
+        self.lock.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self.lock.release()
+
+
 class Options:
     """`on_ui_settings` is not called without a page: an extension's own options do not exist then."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -166,9 +183,12 @@ class Webui:
     def __init__(self, models: Path, model: Any, forge: bool = False, beside: bool = True) -> None:
         self.models, self.forge, self.beside = models, forge, beside
         options = SimpleNamespace(api_auth=None, no_prompt_history=False)
-        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=options, state=State())
+        self.shared = SimpleNamespace(sd_model=model, opts=Options(), cmd_opts=options, state=State(),
+                                      total_tqdm=SimpleNamespace(clear=lambda: None))
         self.chosen = model
-        self.last_prompt = ""  # what the hosts write into params.txt
+        self.writes_history = False  # into params.txt, whatever its options say: Forge Classic
+        self.activated: list[tuple[Any, list]] = []
+        """Of each time extra networks are put on: the LoRA in every prompt, and the prompts."""
         self.painted: list[Processing] = []  # by other means than `generate`
         self.callbacks: dict[str, list[Callable]] = {}
         self.errors: list[Exception] = []
@@ -185,16 +205,17 @@ class Webui:
             return lambda callback: self.callbacks.setdefault(kind, []).append(callback)
         grid_script = SimpleNamespace(script_class=type("Script", (), {"__module__": "xyz_grid.py"}), module=self.grid)
         names = {
-            "paths": {"models_path": str(self.models)},
+            "paths": {"models_path": str(self.models), "data_path": str(self.models)},
             "shared": vars(self.shared),
             "script_callbacks": {f"on_{kind}": listen(kind) for kind in (
                 "cfg_denoiser", "app_started", "before_ui", "script_unloaded", "model_loaded")},
-            "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script]},
+            "scripts": {"Script": object, "AlwaysVisible": object(), "scripts_data": [grid_script],
+                        "ScriptRunner": lambda: SimpleNamespace(alwayson_scripts=[])},
             "devices": {"autocast": nullcontext},
             "sd_models": {"model_data": self} | ({} if self.forge else {"reload_model_weights": self.swap_back}),
-            "call_queue": {"queue_lock": threading.Lock()},
+            "call_queue": {"queue_lock": QueueLock()},
             "images": {"get_font": ImageFont.load_default},
-            "extra_networks": {"activate": lambda p, data: None},
+            "extra_networks": {"activate": self._activate},
             "prompt_parser": {"SdConditioning": lambda texts, width, height: list(texts)},
             "processing": {"StableDiffusionProcessingTxt2Img": Wanted, "process_images": self.process_images},
         }
@@ -269,16 +290,27 @@ class Webui:
         finally:
             self.shared.state.end()
 
+    @property
+    def history(self) -> Path:
+        """Of the last picture, from which the page fills in its prompt."""
+        return self.models / "params.txt"
+
+    def _activate(self, p: Any, data: dict) -> None:
+        self.activated.append((self.shared.opts.data.get("sd_lora", "None"), p.all_prompts))
+
     def process_images(self, wanted: Wanted) -> Processed:
         """What an extension that paints by itself asks for."""
-        assert wanted.scripts is None and wanted.do_not_save_samples and wanted.do_not_save_grid
+        assert wanted.scripts.alwayson_scripts == []  # reForge asks without looking whether there is a runner
+        assert wanted.do_not_save_samples and wanted.do_not_save_grid
+        if not wanted.disable_extra_networks:
+            self._activate(wanted, {})
         assert wanted.sampler_name == "Euler" and wanted.batch_size == len(wanted.prompt) == len(wanted.seed)
         p = Processing([[text] for text in wanted.prompt], cfg=wanted.cfg_scale, seeds=tuple(wanted.seed), euler=True,
                        timesteps=tuple(torch.linspace(999, 0, wanted.steps + 1)[:-1].tolist()),
                        size=(wanted.height // 8, wanted.width // 8))
         self.painted.append(p)
-        if not self.shared.cmd_opts.no_prompt_history:
-            self.last_prompt = wanted.prompt[0]
+        if self.writes_history or not self.shared.cmd_opts.no_prompt_history:
+            self.history.write_text(wanted.prompt[0])
         if self.shared.state.job_count == -1:
             self.shared.state.job_count = 1
         if self.shared.state.interrupted:

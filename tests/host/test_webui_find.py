@@ -1,6 +1,8 @@
 """*Find a concept* in A1111 and Forge without a host: their sampler, prompt encoder, queue and progress are those of
 the stand-in (fake_webui.py), the UNet is the real one of `ldm`, or the one of ComfyUI from which Forge's comes."""
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,9 +129,18 @@ def test_no_more_prompts_are_encoded_than_are_asked(a1111, monkeypatch):
 
 
 def test_the_prompt_of_the_users_last_picture_stays_what_the_host_fills_in(a1111):
-    a1111.last_prompt = "a castle at dawn"
+    a1111.history.write_text("a castle at dawn")
     find(a1111)
-    assert a1111.last_prompt == "a castle at dawn" and a1111.shared.cmd_opts.no_prompt_history is False
+    assert a1111.history.read_text() == "a castle at dawn" and a1111.shared.cmd_opts.no_prompt_history is False
+
+
+@pytest.mark.parametrize("before", ["a castle at dawn", None])
+def test_so_it_does_where_the_host_writes_it_anyway(a1111, before):
+    a1111.writes_history = True
+    if before:
+        a1111.history.write_text(before)
+    find(a1111)
+    assert (a1111.history.read_text() if a1111.history.exists() else None) == before
 
 
 def test_the_hosts_progress_bar_counts_all_batches_and_says_what_is_done(a1111):
@@ -163,6 +174,97 @@ def test_interrupted_it_leaves_no_file_and_goes_on_where_it_was(a1111, calls):
     found = find(a1111)
     kept = min(2, calls // 12)  # of the two batches to learn from; the two to measure on are painted anew
     assert files(a1111) == [found.file] and len(a1111.painted) == batches + 4 - kept
+
+
+def test_stop_stops_a_search_that_waits_for_the_queue_too(a1111):
+    from saemnesia_webui import host
+    said, lock = [], sys.modules["modules.call_queue"].queue_lock
+
+    def search() -> None:
+        try:
+            said.append(find(a1111))
+        except SaeError as error:
+            said.append(str(error))
+    with lock:
+        waiting = threading.Thread(target=search)
+        waiting.start()
+        while lock.asked < 2:
+            time.sleep(0.01)
+        host.stop()
+    waiting.join()
+    assert said == ["stopped: nothing was written; asked for again, it goes on where it was"] and not a1111.painted
+    assert find(a1111).file in files(a1111)
+
+
+def test_stop_is_heard_where_the_host_forgets_that_it_was_interrupted(a1111):
+    """Other parts of its page reset that."""
+    from saemnesia_webui import host
+
+    def spy(sigma: float, conditional: torch.Tensor) -> None:
+        a1111.spy = lambda *call: None
+        host.stop()
+        a1111.shared.state.interrupted = False
+    a1111.spy = spy
+    with pytest.raises(SaeError, match="stopped: nothing was written"):
+        find(a1111)
+
+
+def test_whoever_leaves_the_page_does_not_wait_for_the_search_which_goes_on(a1111):
+    """The host's server drops what it sends a page that is gone, and would stand still meanwhile."""
+    from saemnesia_webui.find import Wish
+    painting, go_on = threading.Event(), threading.Event()
+
+    def spy(sigma: float, conditional: torch.Tensor) -> None:
+        painting.set()
+        go_on.wait(60)
+    a1111.spy = spy
+    watched = a1111.module.FINDER.watched(Wish(**WISH))
+    next(watched)
+    assert painting.wait(60)
+    leaving = threading.Thread(target=watched.close)
+    leaving.start()
+    leaving.join(5)
+    waits = leaving.is_alive()
+    go_on.set()
+    while a1111.shared.state.job or not files(a1111):
+        time.sleep(0.05)
+    assert not waits
+
+
+def test_another_checkpoint_that_is_chosen_meanwhile_ends_it(a1111):
+    """A1111 loads it into the same modules."""
+    own = a1111.shared.sd_model.sd_checkpoint_info
+    left = [14]
+
+    def spy(sigma: float, conditional: torch.Tensor) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            a1111.shared.sd_model.sd_checkpoint_info = SimpleNamespace(filename="/x/other.ckpt")
+    a1111.spy = spy
+    with pytest.raises(SaeError, match="the checkpoint was changed while a word was being found on it, so nothing was"):
+        find(a1111)
+    assert files(a1111) == []
+    a1111.shared.sd_model.sd_checkpoint_info = own
+
+
+def test_a_lora_that_the_settings_put_into_every_prompt_is_left_out(a1111):
+    a1111.shared.opts.data["sd_lora"] = "always"
+    find(a1111)
+    assert a1111.activated == [("None", [])] and a1111.shared.opts.data["sd_lora"] == "always"
+
+
+def test_what_forge_says_of_a_calls_rows_is_said_of_those_that_are_left(a1111):
+    from saemnesia_webui.calls import Call
+    options = {"cond_or_uncond": [1, 0], "uncond_indices": [0, 1], "cond_indices": [2, 3], "sigmas": torch.ones(4)}
+    call = Call(torch.nn.Identity(), (torch.zeros(4, 1),), {"transformer_options": options})
+    own = call.of(torch.tensor([False, False, True, True])).kwargs["transformer_options"]
+    assert own["cond_indices"] == [0, 1] and own["uncond_indices"] == [] and len(own["sigmas"]) == 2
+
+
+def test_a_number_that_was_cleared_is_the_usual_one(a1111):
+    from saemnesia_webui.find import Wish
+    assert Wish.typed("cat", "", None, None, None) == Wish("cat")
+    assert Wish.typed("cat", "", 8, 64, 2) == Wish("cat", "", 8, 64, 2.0)
 
 
 def test_what_was_armed_before_is_not_erased_from_what_it_learns(a1111):
@@ -230,6 +332,20 @@ def test_a_lora_that_still_lies_on_the_weights_is_not_part_of_the_files_name(web
         layer.network_weights_backup = before
     layer.weight += 1
     assert find(webui).file == name
+
+
+def test_one_that_the_patcher_of_the_last_picture_keeps_is_not_either(tmp_path, monkeypatch):
+    """In Forge Classic, whose clones do not share what they keep."""
+    with host_of(tmp_path, "forge").installed() as webui:
+        name = find(webui).file
+        patcher, unet = webui.shared.sd_model.forge_objects.unet, unet_of(webui)
+        key, before = next((key, value.detach().clone()) for key, value in unet.named_parameters())
+        used = SimpleNamespace(model=patcher.model, backup={f"diffusion_model.{key}": before})
+        loaded = [SimpleNamespace(model=SimpleNamespace(model=None)), SimpleNamespace(model=used)]
+        monkeypatch.setitem(sys.modules, "ldm_patched.modules.model_management",
+                            SimpleNamespace(current_loaded_models=loaded))
+        unet.get_parameter(key).add_(1)
+        assert find(webui).file == name
 
 
 # --- in ComfyUI ----------------------------------------------------------------------------------------------
