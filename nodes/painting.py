@@ -167,6 +167,9 @@ def fingerprint(model: ModelPatcher) -> str:
 
 
 def _laid_over(model: ModelPatcher) -> Iterator[bytes]:
+    """LoRAs by their tensors; of what is put between the modules, such as a LoRA in bypass mode, no more than that it
+    is there."""
+    yield from (name.encode() for name in sorted(model.injections))
     for name, patches in sorted(model.patches.items()):
         for strength, patch, *_ in patches:
             yield f"{name} {strength}".encode()

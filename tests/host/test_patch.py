@@ -350,6 +350,13 @@ def test_packed_weights_tell_a_model_where_its_state_dict_does_not_have_them(une
     assert fingerprint(family.original_weights(patcher_of(packed))) == whole
 
 
+def test_a_lora_in_bypass_mode_makes_another_model_of_it(unet):
+    fingerprint, model = module("nodes.painting").fingerprint, patcher_of(unet)
+    other = model.clone()
+    other.set_injections("bypass_lora", [])
+    assert fingerprint(other) != fingerprint(model) == fingerprint(model.clone())
+
+
 def test_a_relative_is_told_by_its_blocks_and_widths(unet, saes):
     paired = patcher_of(unet, comfy.supported_models.SD15_instructpix2pix({}))
     assert len(patch.check_base(paired, saes[1])) == len(ATTENTIONS)
