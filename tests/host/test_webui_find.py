@@ -16,7 +16,7 @@ from small_model import NAME, UNET_CONFIG, write_places
 from webui_model import UNET, random_unet
 
 from sae_models import SaeError, hookpoint, read_headers
-from sae_models.learning import words
+from sae_models.learning import search, words
 from tools.comfy_host import COMFY
 
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
@@ -32,6 +32,7 @@ def few_words(monkeypatch) -> None:
     """To be told from: each pair of them is a prompt that is encoded."""
     few = {"object": ("dog", "rose", "castle", "boat"), "style": ("watercolor", "anime")}
     monkeypatch.setattr(words, "COMMON", few)
+    monkeypatch.setattr(search, "_painted", {})  # what another test's stopped search left
 
 
 def comfy_unet(**changes) -> torch.nn.Module:
