@@ -288,10 +288,10 @@ def test_what_was_armed_before_is_not_erased_from_what_it_learns(a1111):
 def test_two_searches_wait_for_each_other(a1111):
     said = []
     searches = [threading.Thread(target=lambda: said.append(find(a1111).seconds)) for _ in range(2)]
-    for search in searches:
-        search.start()
-    for search in searches:
-        search.join()
+    for one in searches:
+        one.start()
+    for one in searches:
+        one.join()
     assert min(said) == 0 < max(said) and len(files(a1111)) == 1
 
 
