@@ -16,7 +16,8 @@ setup: ## a pinned ComfyUI for CPU in .host/ (some minutes once, nothing to do a
 test: ## every test, in a real ComfyUI and a real browser; ARGS="-k erase" picks
 	@$(PYTHON) tools/setup_host.py --tests --with-browser
 	@$(MAKE) --no-print-directory checkpoint
-	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests -n auto --maxprocesses 4 --dist loadfile --durations 20 $(ARGS)
+	OMP_NUM_THREADS=1 $(HOST_PYTHON) -m pytest tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--durations 20 $(ARGS)
 
 test-webui: ## the tests in a real A1111 or Forge: WEBUI_PATH=a checkout of one, with its environment in venv/
 	@$(PYTHON) tools/setup_host.py --tests --with-browser

@@ -3,8 +3,17 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[1]
+LONGEST = ("test_examples", "test_minicanvas", "test_train_in_comfyui", "test_webui_find", "test_words_in_comfyui",
+           "test_train_page", "test_widget", "test_first_day", "test_find_in_comfyui", "test_webui_page", "test_soak")
+"""Files that take minutes begin first, so that no worker ends long after the others."""
 MADE = REPO / ".host" / "ComfyUI"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [*LONGEST, item.path.stem].index(item.path.stem))
 
 
 def own_comfyui(worker: str) -> Path:

@@ -55,7 +55,9 @@ def label(page: Page, name: str):
         page.locator(".lg-node label").get_by_text(name, exact=True)).first
 
 
-def test_progress_verdict_and_numbers_are_on_the_node(page):
+def test_progress_verdict_and_numbers_are_on_the_node(page, request):
+    if request.node.callspec.id in ("pinned-nodes2", "newest-canvas"):
+        pytest.skip("for the time it takes: both renderers and both front ends are seen in two")
     page.evaluate(WATCH)
     canvas.queue_and_wait(page)
     said = page.evaluate("() => said")

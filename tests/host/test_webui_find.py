@@ -1,5 +1,6 @@
 """*Find a concept* in A1111 and Forge without a host: their sampler, prompt encoder, queue and progress are those of
 the stand-in (fake_webui.py), the UNet is the real one of `ldm`, or the one of ComfyUI from which Forge's comes."""
+import json
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from tools.comfy_host import COMFY
 from benchmarks.minicanvas import models as comfy_models  # isort: skip  (puts ComfyUI on the path)
 import comfy.ops  # isort: skip
 
+FEW_WORDS = Path(__file__).parents[1] / "few_words.json"
 SMALL = UNET | {"model_channels": 32, "channel_mult": [1, 2], "num_heads": 2}
 WISH = {"words": "cat", "pictures": 8, "side": 64, "cfg": 2.0}
 CAT = {"prompts": [["a photo of cat"]]}
@@ -30,8 +32,7 @@ CAT = {"prompts": [["a photo of cat"]]}
 @pytest.fixture(autouse=True)
 def few_words(monkeypatch) -> None:
     """To be told from: each pair of them is a prompt that is encoded."""
-    few = {"object": ("dog", "rose", "castle", "boat"), "style": ("watercolor", "anime")}
-    monkeypatch.setattr(words, "COMMON", few)
+    monkeypatch.setattr(words, "COMMON", json.loads(FEW_WORDS.read_text("utf-8")))
     monkeypatch.setattr(search, "_painted", {})  # what another test's stopped search left
 
 

@@ -1,5 +1,10 @@
-"""Nodes that do to a model what other people's nodes do, for the tests: fail midway, split calls, skip the network."""
+"""Nodes that do to a model what other people's nodes do, for the tests: fail midway, split calls, skip the network.
+
+And fewer words to tell a word from, for the time it takes: each of them is some prompts that are encoded.
+"""
 import json
+import sys
+from pathlib import Path
 
 import folder_paths
 import torch
@@ -9,6 +14,10 @@ from comfy_api.latest import ComfyExtension, io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from safetensors import safe_open
 
+FEW_WORDS = json.loads(Path(__file__).resolve().parents[1].joinpath("few_words.json").read_text("utf-8"))
+for name, module in [*sys.modules.items()]:
+    if name.endswith("sae_models.learning.words"):
+        module.COMMON = FEW_WORDS
 INNER = ".transformer_blocks.0.attn2"
 PATHS = {"down_blocks.1.attentions.0": "input_blocks.3.1", "up_blocks.0.attentions.0": "output_blocks.0.1",
          "up_blocks.0.attentions.1": "output_blocks.1.1"}
