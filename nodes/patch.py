@@ -36,7 +36,7 @@ from ..sae_models.adapter import (
     with_attention_patch,
 )
 from ..sae_models.concepts import Choice, format_choices
-from ..sae_models.erasure import Edit, Erasure, NoiseLevel
+from ..sae_models.erasure import ALONE, Edit, Erasure, NoiseLevel
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
 from ..sae_models.voting import NOISY, Voting, noise, random_state, rows_of
@@ -157,7 +157,9 @@ class Patch:
         self.blocks = [block for block in self.erasures if not hookpoint.is_attention(block.hookpoint)]
         self.attentions = {hookpoint.attention_key(paths[block]): block for block in self.erasures
                            if hookpoint.is_attention(block.hookpoint)}
-        self.rows_matter = any(edit.conditional_only for item in edits for _, edit in item.edits)
+        self.compares = not all(edit.gated for item in edits for _, edit in item.edits)
+        self.rows_matter = self.compares or any(edit.conditional_only for item in edits for _, edit in item.edits)
+        self._compared = False
         self._functions: dict[bool, tuple[dict[Block, Any], Any]] = {}
         self._calls: dict[int, _Call] = {}
         self._negative_first, self._negatives = False, frozenset()
@@ -180,7 +182,9 @@ class Patch:
         """WrappersMP.APPLY_MODEL: one model call, with every place edited while it lasts; the first of its kind in a
         run is made once before that only to look."""
         options = transformer_options or {}
-        rows = conditional_rows(len(x), self._chunks(options), x.device) if self.rows_matter else None
+        chunks = self._chunks(options) if self.rows_matter else ()
+        rows = conditional_rows(len(x), chunks, x.device)
+        self._check_negative(chunks)
         hooks, attention_patch = self._editing()
         if self.attentions:
             options = with_attention_patch(options, attention_patch)
@@ -204,6 +208,12 @@ class Patch:
                 self.voting.count(key, call.strengths, call.sigma)
         self.tally.add(call.sigma, call.fired)
         return out
+
+    def _check_negative(self, chunks: Sequence[int]) -> None:
+        """Raises SaeError where something is to be compared with the negative prompt, which no call of this run had."""
+        self._compared |= any(chunks)
+        if self.compares and not self._compared:
+            raise SaeError(ALONE)
 
     def _chunks(self, options: Mapping[str, Any]) -> Sequence[int]:
         """For each equal chunk of a batch whether it is of the prompt, which is 0: some guiders number the negative one
@@ -277,7 +287,7 @@ class Patch:
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """WrappersMP.OUTER_SAMPLE: one sampling run; an erasure that never happened is an error, not a picture."""
-        self.tally = Tally()
+        self.tally, self._compared = Tally(), False
         self.voting.forget()
         self._know_prompts(getattr(executor.class_obj, "original_conds", None) or {})
         self.measure(executor.class_obj.model_patcher.get_model_object(SAMPLING))

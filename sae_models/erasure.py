@@ -28,6 +28,11 @@ FAINTEST = 0.05
 LOUD = 2.0
 """Times its threshold that what a row finds in a token has to be, to count for how strongly it fires: few tokens
 without the concept pass the threshold, and hardly any of them twice of it."""
+ALONE = ("'thorough' takes out what the prompt adds to the negative one, and the model is not asked for that one here: "
+         "set cfg above 1, or choose another actuator")
+"""A refusal."""
+RIDGE = 1e-3
+"""Keeps directions that are nearly one from being told apart."""
 EVERY = 1e6
 """Above every noise level there is: hosts say so of a window that begins with sampling."""
 AT_ONCE = 2 ** 22  # distances between tokens that are held at once
@@ -39,12 +44,14 @@ class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 com
     amount: s of the concept is gone, as *removed* counts it, s in -1..2: z' = sqrt(1 - s) z, for *removed* counts
     squares, and beyond 0..1 steer by -s. ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace:
     the whole token goes to the mean of the nearest tokens where no replaced concept fires, by share s; where every
-    token fires, ablate.
+    token fires, ablate. thorough: whether or not it fires, all that the prompt adds along W_dec is gone by share s:
+    z = relu of what a token has of it over the mean of the tokens where the prompt is not heard, the other half's.
     """
     AMOUNT = "amount"
     ABLATE = "ablate"
     STEER = "steer"
     REPLACE = "replace"
+    THOROUGH = "thorough"
 
     @property
     def default_strength(self) -> float:
@@ -106,6 +113,11 @@ class Edit:
     def labels(self) -> tuple[str, ...]:
         """What is done with each row's concept, for people: its name, or `cat -> dog`."""
         return tuple(f"{name} -> {self.into}" for name in self.names) if self.into else self.names
+
+    @property
+    def gated(self) -> bool:
+        """Whether it acts only where its rows fire."""
+        return self.actuator is not Actuator.THOROUGH
 
     def active(self, sigma: float) -> bool:
         return self.end_sigma <= sigma <= self.start_sigma
@@ -197,6 +209,7 @@ class Erasure:
     edits: Sequence[Edit]
     residual: bool = False
     _placed: dict = field(default_factory=dict, repr=False)
+    _unsaid: dict = field(default_factory=dict, repr=False)
 
     def labels(self) -> list[str]:
         """What is done with each row's concept, for people."""
@@ -209,7 +222,10 @@ class Erasure:
         sigma: noise level of this call; conditional: bool [B], None when all rows are; x_in: the block's input, for
         a residual SAE; needed: [B, F], how much of its threshold each row of the edits has to pass to fire in each row
         of x, infinitely much where it may not; None: all of it. What strengthens or replaces has to pass all of it in
-        any case: what is faint is not the concept's alone.
+        any case: what is faint is not the concept's alone. Where no row is unconditional, *thorough* goes by the last
+        call in which one was.
+
+        Raises SaeError where *thorough* is not told which rows are conditional.
         """
         rows = sum(len(edit.names) for edit in self.edits)
         if not any(_may_act(edit, sigma) for edit in self.edits):
@@ -249,10 +265,22 @@ class Erasure:
                 found.append((x.new_zeros(len(x), len(placed.bias), columns.shape[2]), x.new_zeros(1, 1)))
                 continue
             z = _pre_activations(columns, placed, x.ndim == 3)
-            if edit.conditional_only and conditional is not None:
+            if not edit.gated and not always:
+                z = z - self._where_unsaid(len(found), z, conditional)[:, None]
+            if (edit.conditional_only or not edit.gated) and conditional is not None:
                 z = z * conditional.to(z)[:, None, None]
             found.append((z, _threshold(edit, placed, sigma, always).to(x)[:, None]))
         return found
+
+    def _where_unsaid(self, number: int, z: Tensor, conditional: Tensor | None) -> Tensor:
+        """Mean [F] over the unconditional rows of what an edit's rows find, z [B, F, N]."""
+        if conditional is None:
+            raise SaeError(ALONE)
+        own = (~conditional).to(z)
+        mean = (z.mean(2) * own[:, None]).sum(0) / own.sum().clamp_min(1)
+        before = self._unsaid.get((number, z.device), mean)
+        self._unsaid[number, z.device] = mean = torch.where(own.any(), mean, before)
+        return mean
 
     def _edited(self, x: Tensor, acts: list[Tensor], sigma: float) -> Tensor:
         """x as columns [B, d_in, N] with every edit done."""
@@ -284,9 +312,9 @@ class Erasure:
         """Every edit's rows where x is, in x's dtype, copied once."""
         key = (x.device, x.dtype)
         if key not in self._placed:
-            rows = [(e.rows.W_enc, e.rows.bias, e.rows.W_dec, e.actuator.change(e.strengths)) for e in self.edits]
+            rows = [(*_weights(e), e.actuator.change(e.strengths)) for e in self.edits]
             self._placed[key] = [_Placed(*(t.to(x) for t in own), _least(e, own[-1], x.device),
-                                         e.rows.statistics.thresholds.clamp_min(0).to(x.device), _put(e, x.device))
+                                         _thresholds(e).to(x.device), _put(e, x.device))
                                  for e, own in zip(self.edits, rows, strict=True)]
         return self._placed[key]
 
@@ -294,6 +322,23 @@ class Erasure:
 def _may_act(edit: Edit, sigma: float | NoiseLevel) -> bool:
     """Whether the edit acts, as far as that is known without waiting for a device."""
     return isinstance(sigma, NoiseLevel) or edit.active(sigma)
+
+
+def _weights(edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
+    """W_enc [F, d_in], bias [F] and W_dec [F, d_in] that an edit works with: *thorough* reads each row's own direction,
+    and takes it out without a change to the others'."""
+    rows = edit.rows
+    if edit.gated:
+        return rows.W_enc, rows.bias, rows.W_dec
+    along = functional.normalize(rows.W_dec.float(), dim=1)
+    alike = along @ along.T + RIDGE * torch.eye(len(along))
+    return along, torch.zeros_like(rows.bias), torch.linalg.solve(alike, along)
+
+
+def _thresholds(edit: Edit) -> Tensor:
+    """[F, T]"""
+    found = edit.rows.statistics.thresholds
+    return found.clamp_min(0) if edit.gated else torch.zeros_like(found)
 
 
 def _least(edit: Edit, change: Tensor, device: torch.device) -> Tensor | None:

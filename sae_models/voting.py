@@ -15,7 +15,7 @@ voted out does nothing in that run, unless a later call votes it in, which takes
 and a picture that is half painted makes single places louder. That is also why a run which begins with a picture, or a
 prompt that comes late in one, is looked at in noise, as if it were painted from the beginning.
 Concepts at fewer than `QUORUM` places, and those of files that do not say how strongly they fire, are not voted on:
-they act wherever they fire.
+they act wherever they fire; nor is what is erased thoroughly.
 """
 import math
 from collections import Counter
@@ -49,7 +49,9 @@ class Voting:
         self.noisy, self.counts = noisy, {block: len(owners[block]) for block in erasures}
         parts = [edit.rows.statistics for erasure in erasures.values() for edit in erasure.edits]
         rows = [(place, owner) for place, block in enumerate(erasures) for owner in owners[block]]
-        told = [tells for part in parts for tells in (part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
+        gated = [edit.gated for erasure in erasures.values() for edit in erasure.edits]
+        told = [tells for part, asked in zip(parts, gated, strict=True)
+                for tells in (asked & part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
         places = Counter(owner for _, owner in {row for row, tells in zip(rows, told, strict=True) if tells})
         asked = [owner for owner, count in places.items() if count >= QUORUM]
         self.voters = voters = {owner: number for number, owner in enumerate(asked)}

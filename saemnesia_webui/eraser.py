@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
-from sae_models.erasure import NoiseLevel
+from sae_models.erasure import ALONE, Actuator, NoiseLevel
 from sae_models.voting import noise, random_state, rows_of
 
 from . import taps
@@ -53,7 +53,7 @@ class Eraser:
         self._unet: nn.Module | None = None
         self._hooks: list = []
         self._place_hooks: list = []
-        self._rows, self._number = Rows(), 0
+        self._rows, self._number, self._compared = Rows(), 0, False
         self._contexts: dict[Hashable, Tensor | None] = {}
         self._prompts: list[Hashable] = []
         self._prompt: Hashable = None
@@ -62,6 +62,7 @@ class Eraser:
         """For the host's run that begins with `p`, and the passes inside it."""
         self.job, self._run, self._p = job, self._running(), weakref.ref(p)
         self._contexts.clear()
+        self._compared = False
 
     def disarm(self) -> None:
         self.detach()
@@ -132,8 +133,7 @@ class Eraser:
             return args, kwargs
         if job.error:
             self._refuse(job.error)
-        only = job.settings.apply_to == CONDITIONAL_ONLY
-        conditional = self._conditional(args[0], kwargs.get("transformer_options")) if only else None
+        conditional = self._conditional(args[0], kwargs.get("transformer_options"))
         job.fired, self._strengths = {}, {}
         self._unhook_places()
         self._level, self._key = noise_of_call(job.fitted.levels, args, kwargs), self._alike(args[0], kwargs)
@@ -144,7 +144,13 @@ class Eraser:
 
     def _conditional(self, x: Tensor, options: dict | None) -> Tensor | None:
         """bool [rows]: told by the host, or counted: in an evaluation the conditional rows come first. None, which is
-        all, from the first call on of which that cannot be told."""
+        all, where that does not matter, and from the first call on of which it cannot be told."""
+        settings, thorough = self.job.settings, self.job.settings.actuator == Actuator.THOROUGH.value
+        if not thorough and settings.apply_to != CONDITIONAL_ONLY:
+            return None
+        self._compared |= self._rows.has_other(x, options)
+        if thorough and not self._compared:
+            self._refuse(SaeError(ALONE))
         found = self._rows.of_call(x, options)
         self.job.mixed |= found is None
         return None if self.job.mixed else found

@@ -27,6 +27,11 @@ class Rows:
         cond_or_uncond = (options or {}).get("cond_or_uncond")
         return conditional_rows(len(x), cond_or_uncond, x.device) if cond_or_uncond else self._take(x)
 
+    def has_other(self, x: Tensor, options: dict | None) -> bool:
+        """Whether some rows of the next call are not conditional."""
+        cond_or_uncond = (options or {}).get("cond_or_uncond")
+        return any(cond_or_uncond) if cond_or_uncond else self.seen + len(x) > self.conditional
+
     def _take(self, x: Tensor) -> Tensor | None:
         first, self.seen = self.seen, self.seen + len(x)
         if self.seen > self.total:

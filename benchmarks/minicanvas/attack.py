@@ -32,7 +32,7 @@ from tools.sheet import ERASED, PLAIN, Row, sheet
 
 from . import bench, table
 from . import find as finding
-from .attacking import Attack, Seeker, Victim, ring_a_bell, teach
+from .attacking import Attack, Compared, Seeker, Victim, ring_a_bell, teach
 from .canvas import BACKGROUNDS, Scene
 from .checkpoint import WEIGHTS
 from .icons import OBJECTS, STYLES
@@ -82,6 +82,11 @@ def _ours(unet: torch.nn.Module, concept: str) -> Victim:
     return _erased_by(WEIGHTS / "concepts.safetensors", unet, concept)
 
 
+def _thorough(unet: torch.nn.Module, concept: str) -> Victim:
+    path = WEIGHTS / "concepts.safetensors"
+    return Compared(unet, build_edits(LoadedSae.read(path.name, path), concept, Actuator.THOROUGH))
+
+
 def _taught(unet: torch.nn.Module, concept: str) -> Victim:
     return _erased_by(finding.path_of(taught(concept)), unet, concept)
 
@@ -105,6 +110,7 @@ def _another(concept: str) -> str:
 TARGETS = {
     "unerased": Target("the model as it is, the word unsaid", lambda unet, _: Victim(unet), lambda graph, task: None),
     "ours": Target("ours, every cross-attention", _ours, ours()),
+    "thorough": Target("ours, thorough", _thorough, ours(actuator=Actuator.THOROUGH.value)),
     "taught": Target("the same, taught what got through", _taught,
                      lambda graph, task: ours(f"{taught(task.names[0])}.safetensors")(graph, task)),
     "another": Target("another concept's neurons (a control)",
@@ -115,7 +121,8 @@ TARGETS = {
     "negative": Target("negative prompt", lambda unet, _: Victim(unet), bench.METHODS["negative"].add),
 }
 SEEN = {"unerased": ("none", "through", "tokens", "bell"), "another": ("none",),
-        **dict.fromkeys(("uce", "esd-x", "negative"), ("none", "blind", "through", "said", "tokens", "bell"))}
+        **dict.fromkeys(("thorough", "uce", "esd-x", "negative"),
+                        ("none", "blind", "through", "said", "tokens", "bell"))}
 """The attacks on what has no edit to look through or past; on the others, all."""
 
 

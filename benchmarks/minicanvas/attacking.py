@@ -126,6 +126,26 @@ class Victim:
         return torch.stack(parts).mean() if parts else torch.zeros(())
 
 
+class Compared(Victim):
+    """With edits that compare what is said with the other half of guidance, so that both are predicted."""
+
+    def __init__(self, unet: nn.Module, edits: Sequence[tuple[Block, Edit]]) -> None:
+        super().__init__(unet)
+        self.places = {block: Erasure([edit]) for block, edit in edits}
+
+    def __call__(self, x: Tensor, time: int, context: Tensor, edited: bool = True) -> Tensor:
+        if not edited:
+            return super().__call__(x, time, context)
+        said, other = torch.ones(len(x), dtype=torch.bool), contexts([""]).expand_as(context)
+        seen = {block: partial(_compared, erasure, _sigma(time), torch.cat([said, ~said]))
+                for block, erasure in self.places.items()}
+        return self._hooked(torch.cat([x, x]), time, torch.cat([context, other]), seen)[:len(x)]
+
+
+def _compared(erasure: Erasure, sigma: float, conditional: Tensor, output: Tensor) -> Tensor:
+    return erasure(output, sigma, conditional).out
+
+
 def _edited(erasure: SoftErasure, sigma: float, output: Tensor) -> Tensor:
     erasure.loud.clear()
     return erasure(output, sigma).out

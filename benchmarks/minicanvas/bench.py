@@ -113,6 +113,7 @@ METHODS = {
     "without": Method("the prompt without the word (the reference)",
                       text=lambda task, shot: shot.without(task.kind, task.erased).text),
     "ours": Method("ours, every cross-attention", ours()),
+    "thorough": Method("ours, every cross-attention, thorough", ours(actuator="thorough")),
     "block": Method("ours, one block's output", ours_at(BLOCK)),
     "blocks": Method("ours, every block's output", ours_at(BLOCKS)),
     "papers": Method("the papers' hook", papers),

@@ -33,6 +33,11 @@ def edit_of(sae: Sae, latents: list[int], actuator=Actuator.ABLATE, strength=Non
     return Edit(tuple(f"c{i}" for i in latents), rows_of(sae, latents, threshold), strengths, actuator, **options)
 
 
+def halves(x: torch.Tensor) -> torch.Tensor:
+    """Every second row is conditional."""
+    return torch.arange(len(x)) % 2 == 0
+
+
 def dense(sae: Sae, x: torch.Tensor, latents: list[int], factor: float, threshold: float) -> torch.Tensor:
     """out = x + decode(z') - decode(z) in double precision, over all latents."""
     tokens = x.double().movedim(1, -1)
@@ -95,8 +100,9 @@ def test_a_threshold_leaves_weaker_tokens_alone(sae, x):
 
 @pytest.mark.parametrize("actuator", list(Actuator))
 def test_strength_zero_and_silence_are_bit_identical(sae, x, actuator):
-    assert torch.equal(Erasure([edit_of(sae, [1, 2], actuator, strength=0.0)])(x, 1.0).out, x)
-    assert torch.equal(Erasure([edit_of(sae, [1, 2], actuator, threshold=1e6)])(x, 1.0).out, x)
+    assert torch.equal(Erasure([edit_of(sae, [1, 2], actuator, strength=0.0)])(x, 1.0, halves(x)).out, x)
+    if actuator is not Actuator.THOROUGH:
+        assert torch.equal(Erasure([edit_of(sae, [1, 2], actuator, threshold=1e6)])(x, 1.0, halves(x)).out, x)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
@@ -109,7 +115,7 @@ def test_the_result_lies_in_memory_as_the_input_does(sae, x, strength):
 def test_the_input_is_never_written_to(sae, x):
     before = x.clone()
     for actuator in Actuator:
-        Erasure([edit_of(sae, [1, 2], actuator)])(x, 1.0)
+        Erasure([edit_of(sae, [1, 2], actuator)])(x, 1.0, halves(x))
     assert torch.equal(x, before)
 
 
@@ -130,10 +136,11 @@ def test_only_conditional_rows_are_edited_when_asked(sae, x):
 @pytest.mark.parametrize("first", list(Actuator))
 def test_two_edits_do_not_depend_on_their_order(sae, x, first, second):
     a, b = edit_of(sae, [1], first, strength=0.5), edit_of(sae, [2], second, strength=0.7)
-    assert torch.allclose(Erasure([a, b])(x, 1.0).out, Erasure([b, a])(x, 1.0).out, atol=1e-5)
+    one, other = (Erasure(edits)(x, 1.0, halves(x)).out for edits in ([a, b], [b, a]))
+    assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("actuator", list(Actuator))
+@pytest.mark.parametrize("actuator", [actuator for actuator in Actuator if actuator is not Actuator.THOROUGH])
 def test_two_edits_equal_one_with_both_concepts(sae, x, actuator):
     apart = Erasure([edit_of(sae, [1], actuator), edit_of(sae, [2], actuator)])(x, 1.0).out
     assert torch.allclose(apart, Erasure([edit_of(sae, [1, 2], actuator)])(x, 1.0).out, atol=1e-5)
@@ -192,3 +199,40 @@ def test_an_amount_beyond_0_and_1_is_steer_the_other_way_round(sae, x, strength)
 def test_a_strength_out_of_range_is_one_sentence(sae, actuator, strength):
     with pytest.raises(SaeError, match="expected a strength of"):
         edit_of(sae, [1], actuator, strength)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), latents=st.sets(st.integers(0, 19), min_size=1, max_size=3), tokens=st.booleans(),
+       strength=st.sampled_from([1.0, 0.5]))
+def test_thorough_leaves_of_each_direction_no_more_than_there_is_where_the_prompt_is_not_heard(seed, latents, tokens,
+                                                                                                strength):
+    sae, x = random_sae(seed, 48, 20), torch.randn(5, 48, 3, 4)
+    conditional = torch.tensor([True, False, True, False, True])
+    along = sae.W_dec[sorted(latents)].double()
+    along = along / along.norm(dim=1, keepdim=True)
+    shown = x.flatten(2).mT if tokens else x
+    out = Erasure([edit_of(sae, sorted(latents), Actuator.THOROUGH, strength)])(shown, 1.0, conditional).out
+    out = out.double().mT if tokens else out.double().flatten(2)
+    before, after = along @ x.double().flatten(2), along @ out
+    usual = before[~conditional].mean((0, 2))[:, None]
+    wanted = before - strength * (before - usual).relu()
+    assert torch.equal(out[~conditional], x[~conditional].double().flatten(2))
+    assert (after[conditional] - wanted[conditional]).abs().max() < 0.02
+    across = torch.linalg.svd(along).Vh[len(along):]
+    assert (across @ (out - x.double().flatten(2))).abs().max() < 1e-4
+
+
+def test_thorough_goes_by_the_last_call_in_which_the_prompt_was_not_heard():
+    sae, x = random_sae(3, 24, 8), torch.randn(4, 24, 3, 4)
+    conditional = torch.tensor([True, True, False, False])
+    whole = Erasure([edit_of(sae, [2, 5], Actuator.THOROUGH)])
+    parts = Erasure([edit_of(sae, [2, 5], Actuator.THOROUGH)])
+    wanted = whole(x, 1.0, conditional).out
+    assert torch.equal(parts(x[2:], 1.0, conditional[2:]).out, x[2:])
+    torch.testing.assert_close(parts(x[:2], 1.0, conditional[:2]).out, wanted[:2])
+
+
+def test_thorough_has_to_know_where_the_prompt_is_heard():
+    sae = random_sae(3, 24, 8)
+    with pytest.raises(SaeError, match="set cfg above 1"):
+        Erasure([edit_of(sae, [2], Actuator.THOROUGH)])(torch.randn(2, 24, 3, 4), 1.0)

@@ -13,14 +13,23 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from safetensors import safe_open
+from server import PromptServer
 
 FEW_WORDS = json.loads(Path(__file__).resolve().parents[1].joinpath("few_words.json").read_text("utf-8"))
-for name, module in [*sys.modules.items()]:
-    if name.endswith("sae_models.learning.words"):
-        module.COMMON = FEW_WORDS
 INNER = ".transformer_blocks.0.attn2"
 PATHS = {"down_blocks.1.attentions.0": "input_blocks.3.1", "up_blocks.0.attentions.0": "output_blocks.0.1",
          "up_blocks.0.attentions.1": "output_blocks.1.1"}
+
+
+def tell_from_few_words(prompt: dict) -> dict:
+    """Before a prompt runs, by when every custom node is loaded."""
+    for name, module in [*sys.modules.items()]:
+        if name.endswith("sae_models.learning.words"):
+            module.COMMON = FEW_WORDS
+    return prompt
+
+
+PromptServer.instance.add_on_prompt_handler(tell_from_few_words)
 
 
 class Meddle(io.ComfyNode):
