@@ -209,7 +209,8 @@ def _erase(sae: LoadedSae, choices: Sequence[Choice], options: _Options) -> list
         names = tuple(concept.name for concept in found for _ in concept.latents)
         per_row = torch.tensor([strengths[name.casefold()] for name in names])
         edits.append((Block.of(header), Edit(names, rows, per_row, *options)))
-    return edits
+    gated = [(block, replace(edit, actuator=Actuator.ABLATE)) for block, edit in edits if not edit.gated]
+    return edits + gated
 
 
 def _swap(sae: LoadedSae, choice: Choice, options: _Options) -> list[tuple[Block, Edit]]:

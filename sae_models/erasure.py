@@ -44,8 +44,8 @@ class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 com
     amount: s of the concept is gone, as *removed* counts it, s in -1..2: z' = sqrt(1 - s) z, for *removed* counts
     squares, and beyond 0..1 steer by -s. ablate: z' = (1 - s) z, s in 0..1. steer: z' = (1 + s) z, signed. replace:
     the whole token goes to the mean of the nearest tokens where no replaced concept fires, by share s; where every
-    token fires, ablate. thorough: whether or not it fires, all that the prompt adds along W_dec is gone by share s:
-    z = relu of what a token has of it over the mean of the tokens where the prompt is not heard, the other half's.
+    token fires, ablate. thorough: ablate, and then share s of what a token still has of W_dec's direction over the mean
+    of where the prompt is not heard, in the other half of guidance, whether or not anything fires.
     """
     AMOUNT = "amount"
     ABLATE = "ablate"
@@ -238,10 +238,13 @@ class Erasure:
             strengths, sizes = _loud(found), [len(edit.names) for edit in self.edits]
             acts = [_above(z, threshold * _at_least(placed.least, part).to(threshold)[:, :, None])
                     for (z, threshold), part, placed in zip(found, needed.split(sizes, 1), self._on(x), strict=True)]
-        fired = _together([z.amax((0, 2)) for z in acts]).gt(0)
-        if x.device.type == "cpu" and not fired.any():
+        thorough, fired = not all(edit.gated for edit in self.edits), _fired(acts)
+        if x.device.type == "cpu" and not thorough and not fired.any():
             return Erased(x, fired, strengths)
         out = self._edited(x, acts, sigma)
+        if thorough:
+            out, acts = self._thorough(x, out, acts, sigma, conditional, x_in)
+            fired = _fired(acts)
         return Erased(_laid_out_like(x, out.mT if x.ndim == 3 else out.view(x.shape)), fired, strengths)
 
     def strengths(self, x: Tensor, sigma: float | NoiseLevel, x_in: Tensor | None = None) -> Tensor:
@@ -261,16 +264,28 @@ class Erasure:
         columns = _columns(x) - _columns(x_in) if self.residual else _columns(x)
         found = []
         for edit, placed in zip(self.edits, self._on(x), strict=True):
-            if not always and not _may_act(edit, sigma):
+            if not edit.gated or (not always and not _may_act(edit, sigma)):
                 found.append((x.new_zeros(len(x), len(placed.bias), columns.shape[2]), x.new_zeros(1, 1)))
                 continue
             z = _pre_activations(columns, placed, x.ndim == 3)
-            if not edit.gated and not always:
-                z = z - self._where_unsaid(len(found), z, conditional)[:, None]
-            if (edit.conditional_only or not edit.gated) and conditional is not None:
+            if edit.conditional_only and conditional is not None:
                 z = z * conditional.to(z)[:, None, None]
             found.append((z, _threshold(edit, placed, sigma, always).to(x)[:, None]))
         return found
+
+    def _thorough(self, x: Tensor, out: Tensor, acts: list[Tensor], sigma: float | NoiseLevel,
+                  conditional: Tensor | None, x_in: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """out, columns [B, d_in, N] of x with every other edit done, with the thorough ones done one after the other;
+        and the activations of all."""
+        acts, given = [*acts], _columns(x_in) if self.residual else 0
+        for number, (edit, placed) in enumerate(zip(self.edits, self._on(x), strict=True)):
+            if edit.gated or not _may_act(edit, sigma):
+                continue
+            before, left = (_pre_activations(part - given, placed, x.ndim == 3) for part in (_columns(x), out))
+            over = (left - self._where_unsaid(number, before, conditional)[:, None]) * conditional.to(x)[:, None, None]
+            acts[number] = _above(over, _threshold(edit, placed, sigma).to(x)[:, None])
+            out = _plus(out, acts[number] * placed.change[:, None], placed.W_dec, x.ndim == 3)
+        return out, acts
 
     def _where_unsaid(self, number: int, z: Tensor, conditional: Tensor | None) -> Tensor:
         """Mean [F] over the unconditional rows of what an edit's rows find, z [B, F, N]."""
@@ -279,7 +294,7 @@ class Erasure:
         own = (~conditional).to(z)
         mean = (z.mean(2) * own[:, None]).sum(0) / own.sum().clamp_min(1)
         before = self._unsaid.get((number, z.device), mean)
-        self._unsaid[number, z.device] = mean = torch.where(own.any(), mean, before)
+        self._unsaid[number, z.device] = mean = torch.where(own.any(), mean, before).detach()
         return mean
 
     def _edited(self, x: Tensor, acts: list[Tensor], sigma: float) -> Tensor:
@@ -375,6 +390,11 @@ def _threshold(edit: Edit, placed: _Placed, sigma: float | NoiseLevel, always: b
     if isinstance(sigma, NoiseLevel) and not always:
         return sigma.threshold(edit, placed.thresholds)
     return at(edit.rows.statistics, placed.thresholds, sigma)
+
+
+def _fired(acts: Sequence[Tensor]) -> Tensor:
+    """bool [F of all]"""
+    return _together([z.amax((0, 2)) for z in acts]).gt(0)
 
 
 def _above(z: Tensor, threshold: Tensor) -> Tensor:

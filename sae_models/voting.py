@@ -48,10 +48,11 @@ class Voting:
         owners = owners or {block: erasure.labels() for block, erasure in erasures.items()}
         self.noisy, self.counts = noisy, {block: len(owners[block]) for block in erasures}
         parts = [edit.rows.statistics for erasure in erasures.values() for edit in erasure.edits]
+        gated = [edit.gated for erasure in erasures.values() for edit in erasure.edits for _ in edit.names]
         rows = [(place, owner) for place, block in enumerate(erasures) for owner in owners[block]]
-        gated = [edit.gated for erasure in erasures.values() for edit in erasure.edits]
-        told = [tells for part, asked in zip(parts, gated, strict=True)
-                for tells in (asked & part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
+        rows = [(place, owner if asked else None) for (place, owner), asked in zip(rows, gated, strict=True)]
+        told = [tells for part in parts for tells in (part.means.ne(UNKNOWN).any(1) & part.means.any(1)).tolist()]
+        told = [tells and asked for tells, asked in zip(told, gated, strict=True)]
         places = Counter(owner for _, owner in {row for row, tells in zip(rows, told, strict=True) if tells})
         asked = [owner for owner, count in places.items() if count >= QUORUM]
         self.voters = voters = {owner: number for number, owner in enumerate(asked)}

@@ -127,11 +127,12 @@ class Victim:
 
 
 class Compared(Victim):
-    """With edits that compare what is said with the other half of guidance, so that both are predicted."""
+    """With what is taken out of a prompt by comparing it with the other half of guidance, so that both are predicted;
+    what is taken out where neurons fire is left to the painting."""
 
     def __init__(self, unet: nn.Module, edits: Sequence[tuple[Block, Edit]]) -> None:
         super().__init__(unet)
-        self.places = {block: Erasure([edit]) for block, edit in edits}
+        self.places = {block: Erasure([edit]) for block, edit in edits if not edit.gated}
 
     def __call__(self, x: Tensor, time: int, context: Tensor, edited: bool = True) -> Tensor:
         if not edited:

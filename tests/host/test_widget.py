@@ -568,8 +568,10 @@ def test_the_page_reads_a_long_text_in_proportion_to_its_length(page):
     assert seconds < 2
 
 
-def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page):
+def test_what_is_ticked_saved_and_loaded_disappears_from_the_picture(browser, comfy, nodes2, page, request):
     """The example workflow with another concept ticked, saved, loaded in a fresh page and run there."""
+    if request.node.callspec.id in ("pinned-nodes2", "newest-canvas"):
+        pytest.skip("both renderers and both front ends are seen in two of the four")
     canvas.load(page, json.loads((REPO / "example_workflows" / "Tick-concepts.json").read_text("utf-8")))
     canvas.wait_for_list(page)
     canvas.tick(page, "cat")
