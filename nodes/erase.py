@@ -21,7 +21,8 @@ class Erase(io.ComfyNode):
                     "amount switches the concept's neuron off, as far as its strength says (start here): 0 nothing, 1 "
                     "gone, about evenly between; ablate does the same in proportion to what the neuron adds; steer "
                     "scales it by a signed strength; replace paints over the places where it fires with what is around "
-                    "them.")),
+                    "them; thorough takes all that the prompt adds of it, whether or not the neuron fires, if the "
+                    "thing still comes (above cfg 1).")),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "When erasing begins, as a share of sampling: 0 from the first step. Later keeps more of the "
                     "layout.")),

@@ -36,7 +36,7 @@ from ..sae_models.adapter import (
     with_attention_patch,
 )
 from ..sae_models.concepts import Choice, format_choices
-from ..sae_models.erasure import ALONE, Edit, Erasure, NoiseLevel
+from ..sae_models.erasure import Edit, Erasure, NoiseLevel, alone
 from ..sae_models.errors import SaeError
 from ..sae_models.hashing import short_hash
 from ..sae_models.voting import NOISY, Voting, noise, random_state, rows_of
@@ -213,7 +213,7 @@ class Patch:
         """Raises SaeError where something is to be compared with the negative prompt, which no call of this run had."""
         self._compared |= any(chunks)
         if self.compares and not self._compared:
-            raise SaeError(ALONE)
+            raise alone()
 
     def _chunks(self, options: Mapping[str, Any]) -> Sequence[int]:
         """For each equal chunk of a batch whether it is of the prompt, which is 0: some guiders number the negative one

@@ -28,9 +28,6 @@ FAINTEST = 0.05
 LOUD = 2.0
 """Times its threshold that what a row finds in a token has to be, to count for how strongly it fires: few tokens
 without the concept pass the threshold, and hardly any of them twice of it."""
-ALONE = ("'thorough' takes out what the prompt adds to the negative one, and the model is not asked for that one here: "
-         "set cfg above 1, or choose another actuator")
-"""A refusal."""
 RIDGE = 1e-3
 """Keeps directions that are nearly one from being told apart."""
 EVERY = 1e6
@@ -168,6 +165,13 @@ def _logs(sigmas: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(sigmas, dtype=torch.float64).log().float().to(device)
 
 
+def alone() -> SaeError:
+    """What to raise where there is nothing that *thorough* can compare with."""
+    return SaeError("'thorough' compares the prompt with the negative one, for which the model is not asked here, or "
+                    "not in time: set cfg above 1 (with long prompts in A1111 'Pad prompt/negative prompt' too), or "
+                    "choose another actuator")
+
+
 class Erased(NamedTuple):
     """The edited map, and per row of every edit [edits' F in order] whether it fired anywhere and was let, on the map's
     device; strengths [B, F]: as `Erasure.strengths` has them, where some may not fire."""
@@ -290,7 +294,7 @@ class Erasure:
     def _where_unsaid(self, number: int, z: Tensor, conditional: Tensor | None) -> Tensor:
         """Mean [F] over the unconditional rows of what an edit's rows find, z [B, F, N]."""
         if conditional is None:
-            raise SaeError(ALONE)
+            raise alone()
         own = (~conditional).to(z)
         mean = (z.mean(2) * own[:, None]).sum(0) / own.sum().clamp_min(1)
         before = self._unsaid.get((number, z.device), mean)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sae_models import SaeError
 from sae_models.adapter import CONDITIONAL_ONLY, Block
-from sae_models.erasure import ALONE, Actuator, NoiseLevel
+from sae_models.erasure import Actuator, NoiseLevel, alone
 from sae_models.voting import noise, random_state, rows_of
 
 from . import taps
@@ -150,7 +150,7 @@ class Eraser:
             return None
         self._compared |= self._rows.has_other(x, options)
         if thorough and not self._compared:
-            self._refuse(SaeError(ALONE))
+            self._refuse(alone())
         found = self._rows.of_call(x, options)
         self.job.mixed |= found is None
         return None if self.job.mixed else found

@@ -97,7 +97,8 @@ def _how(elem_id: Callable[[str], str]) -> list[Any]:
     actuator = gr.Radio(CHOICES["actuator"], value=DEFAULTS["actuator"], label="Actuator",
                         elem_id=elem_id("actuator"), elem_classes=["saemnesia-actuator"],
                         info="amount: 0 nothing, 1 gone, about evenly between; ablate: in proportion to what it adds; "
-                             "steer: scale it, -1 erases; replace: paint over it")
+                             "steer: scale it, -1 erases; replace: paint over it; thorough: all that the prompt "
+                             "adds of it, where it still comes (above CFG 1)")
     with gr.Row():
         start = gr.Slider(0, 1, DEFAULTS["start"], step=0.01, label="Start", elem_id=elem_id("start"))
         end = gr.Slider(0, 1, DEFAULTS["end"], step=0.01, label="End", elem_id=elem_id("end"))

@@ -243,7 +243,8 @@ def test_thorough_has_to_know_where_the_prompt_is_heard():
 def test_thorough_takes_what_fires_and_then_what_is_left(sae, x):
     """Chosen by its name a concept is ablated first, by which more may go than there is over the other half."""
     def done(*actuators: Actuator) -> torch.Tensor:
-        return Erasure([edit_of(sae, [1], actuator) for actuator in actuators])(x, 1.0, halves(x)).out
+        edits = [edit_of(sae, [1], actuator, threshold=1.0) for actuator in actuators]
+        return Erasure(edits)(x, 1.0, halves(x)).out
 
     direction = torch.nn.functional.normalize(sae.W_dec[1], dim=0)
     thorough, ablated, both = (torch.tensordot(done(*which), direction, ([1], [0]))[halves(x)] for which in (

@@ -80,8 +80,8 @@ def test_the_pictures_files_say_every_version_that_was_painted(host):
     made = comparing(minicanvas(), "actuators", "cat:0.5")
     outcome = host.run(made)
     entries = json.loads(Image.open(io.BytesIO(outcome.images[0])).text["saemnesia"])
-    assert [(one["node"], one["sampler"]) for one in entries] == [("compare", "compare")] * 4
-    assert [one["actuator"] for one in entries] == ["amount", "ablate", "steer", "replace"]
+    assert [(one["node"], one["sampler"]) for one in entries] == [("compare", "compare")] * 5
+    assert [one["actuator"] for one in entries] == ["amount", "ablate", "steer", "replace", "thorough"]
     assert entries[0]["concepts"] == "cat:0.5" and f"of {STEPS} steps" in entries[0]["fired"]
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from canvas_graphs import erase, graph, latents, then
+from canvas_graphs import erase, graph, latents, then, with_picture, written
 from host_graphs import node
 from safetensors.torch import load_file, save_file
 from small_model import NAME, write_controlnet, write_sae
@@ -45,7 +45,7 @@ def test_erasing_changes_the_picture_of_the_concept(host, plain, actuator):
     assert not torch.equal(latents(host, erase(graph(CAT), "cat", actuator)), plain)
 
 
-@pytest.mark.parametrize("actuator", ACTUATORS)
+@pytest.mark.parametrize("actuator", [*ACTUATORS, "thorough"])
 def test_strength_zero_is_bit_identical(host, plain, actuator):
     assert torch.equal(latents(host, erase(graph(CAT), "cat:0, noto style:0", actuator)), plain)
 
@@ -125,6 +125,19 @@ def test_split_and_reordered_calls_give_the_same_picture(host, plain):
     split = latents(host, then(erase(graph(CAT), "cat", **options), "split", "TestMeddle", how="split"))
     assert same_edit(split, whole, plain)
     assert not same_edit(latents(host, erase(graph(CAT), "cat")), whole, plain)
+
+
+def test_thorough_takes_what_no_neuron_fires_for_by_the_negative_prompt_wherever_that_is(host, plain):
+    silent = erase(graph(CAT), "rocket", "thorough")
+    whole, split = latents(host, silent), latents(host, then(silent, "split", "TestMeddle", how="apart"))
+    assert not torch.equal(whole, plain) and same_edit(split, whole, plain)
+    [png] = host.run(with_picture(erase(graph(CAT), "cat", "thorough"))).images
+    assert [entry["actuator"] for entry in written(png)] == ["thorough"]
+
+
+def test_thorough_without_a_negative_prompt_is_refused(host):
+    with pytest.raises(HostError, match="set cfg above 1 "):
+        host.run(erase(graph(CAT, cfg=1.0), "cat", "thorough"))
 
 
 @pytest.mark.parametrize("options", [

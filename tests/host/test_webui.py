@@ -89,12 +89,12 @@ def edit_of(models: Path, **options):
     return edit
 
 
-def by_hand(host: Webui, models: Path, conditional_only=False, up_to=100, **options):
+def by_hand(host: Webui, models: Path, conditional_only=False, up_to=100, edits=None, **options):
     """The same run without the script: the core's Erasure in a plain hook, told sigma and rows by the stand-in.
 
-    up_to: higher maps are left alone.
+    up_to: higher maps are left alone; edits: instead of cat's.
     """
-    erasure = Erasure([edit_of(models, conditional_only=conditional_only)])
+    erasure = Erasure(edits or [edit_of(models, conditional_only=conditional_only)])
     now = {}
     host.spy = lambda sigma, conditional: now.update(sigma=sigma, conditional=conditional)
 
@@ -151,6 +151,24 @@ def test_erasure_is_that_of_the_core_in_forge(forge, models, options, apply_to):
     erased = forge.generate({"sae": SAE, "concepts": "cat", "apply_to": apply_to}, **options)
     assert same(erased, wanted) and forge.errors == []
     assert not same(erased, forge.generate(use_script=False, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"prompts": [[1], [2]]}, {"tokens": (154, 154)}], ids=str)
+@pytest.mark.parametrize("name", ["webui", "forge"])
+def test_thorough_is_that_of_the_core(request, models, name, options):
+    host, sae = request.getfixturevalue(name), LoadedSae.read(SAE, models / "sae" / SAE)
+    edits = [edit for _, edit in build_edits(sae, "cat", Actuator.THOROUGH)]
+    wanted = by_hand(host, models, edits=edits, **options)
+    erased = host.generate({"sae": SAE, "concepts": "cat", "actuator": "thorough", "apply_to": "both"}, **options)
+    assert same(erased, wanted) and not same(erased, by_hand(host, models, **options)) and host.errors == []
+
+
+@pytest.mark.parametrize("options", [{"cond_only_above": 0.0}, {"tokens": (154, 77)}], ids=str)
+def test_thorough_is_refused_where_the_prompt_is_painted_alone(webui, options):
+    alone = {"sae": SAE, "concepts": "cat", "actuator": "thorough"}
+    with pytest.raises(SaeError, match="set cfg above 1 "):
+        webui.generate(alone, **options)
+    assert hooks(unet_of(webui)) == 0
 
 
 def forwards(host: Webui) -> list:
@@ -401,7 +419,7 @@ def test_arguments_by_position_and_by_one_dict_are_the_same(webui):
     ((True, SAE, "cat", "ablate", "0.5"), "expected a number for 'start', got '0.5'"),
     ((True, SAE, "cat", "ablate", float("nan")), "expected a number for 'start', got nan"),
     ((True, SAE, "cat", "ablate", 0.9, 0.1), "expected 0 <= start <= end <= 1, got 0.9 and 0.1"),
-    ((True, SAE, "cat", "blur"), "expected actuator to be one of amount, ablate, steer, replace, got 'blur'"),
+    ((True, SAE, "cat", "blur"), "expected actuator to be one of amount, ablate, steer, replace, thorough, got 'blur'"),
     ((True, SAE, "cat", "ablate", 0, 1, "negative"), "expected apply_to to be one of both, conditional only"),
     (({"sae": SAE, "concept": "cat"},), "no setting 'concept'; did you mean 'concepts'"),
     (({"sae": SAE, "concepts": "cat", "strength": 0.8},), "no setting 'strength': write it .*, for example 'cat:0.8'"),
@@ -906,7 +924,7 @@ def test_axes_win_over_the_sidebar_and_stay_in_their_cell(webui):
     ("concepts", ["cat", "cat:much"], "is not a strength"), ("concepts", ["cat", ""], "no concept is chosen"),
     ("strength", [0.5, 101.0], "expected a strength of -100 to 100, got 101"),
     ("strength", [float("nan")], "expected a strength"),
-    ("actuator", ["steer", "blur"], "one of amount, ablate, steer, replace, got 'blur'"),
+    ("actuator", ["steer", "blur"], "one of amount, ablate, steer, replace, thorough, got 'blur'"),
     ("SAE", [SAE, "gone.safetensors"], "there is no SAE 'gone.safetensors'"),
 ])
 def test_a_slip_in_a_plot_is_said_before_it_starts(webui, axis, values, says):

@@ -134,7 +134,7 @@ def test_every_call_of_ui_makes_the_same_arguments(served):
     values = [value for _, _, value, _ in first]
     assert values == [False, ["animals.safetensors"], "", "amount", 0.0, 1.0, "conditional only", True, "", False]
     assert first[1][3] == ["animals.safetensors", "castles.safetensors", "damaged.safetensors"]
-    assert first[3][3] == ["amount", "ablate", "steer", "replace"]
+    assert first[3][3] == ["amount", "ablate", "steer", "replace", "thorough"]
     assert [value for _, value in served.said["infotext"]] == [False, *[None] * 9]
 
 

@@ -4,6 +4,7 @@ And fewer words to tell a word from, for the time it takes: each of them is some
 """
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import folder_paths
@@ -33,7 +34,8 @@ PromptServer.instance.add_on_prompt_handler(tell_from_few_words)
 
 
 class Meddle(io.ComfyNode):
-    """`fail`: raise in the third call. `split`: one call a conditioning, reversed. `skip`: never run the UNet.
+    """`fail`: raise in the third call. `split`: one call a conditioning, reversed; `apart`: in the
+    host's order. `skip`: never run the UNet.
     `compile`: what *TorchCompileModel* does, with a backend that needs no C++ compiler. `attention`: replace the
     cross-attention of all blocks, as IP-Adapter does; the modules then do not run. `output`: halve the output of every
     cross-attention by a patch. `nan`: predict nothing that is a number."""
@@ -42,8 +44,8 @@ class Meddle(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(node_id="TestMeddle", category="test",
                          inputs=[io.Model.Input("model"),
-                                 io.Combo.Input("how", options=["fail", "split", "skip", "compile", "attention",
-                                                                "output", "nan"])],
+                                 io.Combo.Input("how", options=["fail", "split", "apart", "skip", "compile",
+                                                                "attention", "output", "nan"])],
                          outputs=[io.Model.Output()])
 
     @classmethod
@@ -51,6 +53,8 @@ class Meddle(io.ComfyNode):
         clone = model.clone()
         if how == "split":
             clone.set_model_unet_function_wrapper(split)
+        elif how == "apart":
+            clone.set_model_unet_function_wrapper(partial(split, order=iter))
         elif how == "nan":
             clone.set_model_unet_function_wrapper(
                 lambda apply_model, args: torch.nan * apply_model(args["input"], args["timestep"], **args["c"]))
@@ -124,12 +128,12 @@ class Failing:
         return apply_model(args["input"], args["timestep"], **args["c"])
 
 
-def split(apply_model, args: dict) -> torch.Tensor:
-    """What a host low on memory does: one call for each conditioning, here in reverse order."""
+def split(apply_model, args: dict, order=reversed) -> torch.Tensor:
+    """What a host low on memory does: one call for each conditioning, unless told otherwise in reverse order."""
     entries = args["cond_or_uncond"]
     rows = len(args["input"]) // len(entries)
     parts: list[torch.Tensor] = [None] * len(entries)
-    for i in reversed(range(len(entries))):
+    for i in order(range(len(entries))):
         here = slice(i * rows, (i + 1) * rows)
         c = {key: value[here] if isinstance(value, torch.Tensor) else value for key, value in args["c"].items()}
         c["transformer_options"] = args["c"]["transformer_options"] | {"cond_or_uncond": [entries[i]]}
