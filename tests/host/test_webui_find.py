@@ -372,7 +372,8 @@ def checkpoint(host) -> SimpleNamespace:
     return loaded
 
 
-def test_the_file_is_the_one_that_comfyui_would_make_and_erases_there_at_once(host, checkpoint, tmp_path):
+def test_the_file_is_the_one_that_comfyui_would_make_and_erases_there_at_once(host, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(words, "STEPS", 6)  # for the time it takes
     with Webui(tmp_path, checkpoint, forge=True).installed() as webui:
         found = find(webui)
     there = COMFY / "models" / "sae" / found.file
