@@ -18,7 +18,8 @@ from tools.on_minicanvas import OWN_CHECKPOINT, on_minicanvas
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "example_workflows"
 LESS = {"Find-a-concept": {"contrast": "dog = a dog\nrose = a rose", "neurons": 1, "pictures": 8, "steps": 6},
-        "Train-an-SAE": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 9, "training_steps": 20, "steps": 6}}
+        "Train-an-SAE": {"concepts": "cat = a cat\ndog = a dog\nnoto style", "pictures": 9, "training_steps": 20,
+                         "steps": 6}}
 """What is asked for here of the nodes that learn, for the time it takes; people get what the files say."""
 LEARNING = {"Find-a-concept": "SAEmnesiaFindConcept", "Train-an-SAE": "SAEmnesiaTrain"}
 WRITTEN = {"Compare": (), "Tick-concepts": (), "Find-a-concept": ("found",), "Map-and-inpaint": (),
