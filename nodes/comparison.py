@@ -92,7 +92,7 @@ class Compare(io.ComfyNode):
     def execute(cls, model: patch.ModelPatcher, positive: list, negative: list, latent_image: dict, vae: Any,
                 sae: LoadedSae, across: str, actuator: str, strengths: str, seed: int, steps: int, cfg: float,
                 sampler_name: str, scheduler: str, denoise: float, concepts: str) -> io.NodeOutput:
-        sae, wanted = sae.now(concepts), versions(Across(across), concepts, Actuator(actuator), strengths)
+        sae, wanted = sae.now(concepts), versions(Across(across), concepts, Actuator(actuator), strengths, cfg != 1)
         models = _models(model, sae, wanted, cls.hidden.unique_id or "")
         if sentence := files.elsewhere(sae, model, cls.hidden):
             warn(sentence)

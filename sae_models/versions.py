@@ -39,8 +39,9 @@ class Version:
             raise SaeError(f"'{self.label}' cannot be painted: {error}") from error
 
 
-def versions(across: Across, text: str, actuator: Actuator, strengths: str) -> list[Version]:
-    """Of what `text` (`cat, dog:0.5`) asks for with an actuator; strengths: `0.5, 1`, read for STRENGTHS only.
+def versions(across: Across, text: str, actuator: Actuator, strengths: str, guided: bool = True) -> list[Version]:
+    """Of what `text` (`cat, dog:0.5`) asks for with an actuator; strengths: `0.5, 1`, read for STRENGTHS only; guided:
+    the model is asked for the negative prompt too, without which ACTUATORS leaves *thorough* out.
 
     Raises SaeError for a text or strengths that cannot be read, and for more than fit on a sheet.
     """
@@ -48,7 +49,7 @@ def versions(across: Across, text: str, actuator: Actuator, strengths: str) -> l
     if across is Across.AFTER:
         return [Version(f"after: {format_choices(choices)}", text, actuator)]
     if across is Across.ACTUATORS:
-        return [_by(other, choices, actuator) for other in Actuator]
+        return [_by(other, choices, actuator) for other in Actuator if guided or other is not Actuator.THOROUGH]
     if across is Across.STRENGTHS:
         texts = [format_choices(_with(choices, strength)) for strength in _numbers(strengths)]
     else:

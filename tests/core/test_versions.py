@@ -25,7 +25,10 @@ def test_each_concept_stands_alone_with_what_is_written_of_it():
 def test_each_actuator_erases_as_much_as_the_chosen_one(actuator, text):
     found = versions(Across.ACTUATORS, text, actuator, "")
     assert {one.actuator.value: one.text for one in found} == {
-        "ablate": "cat:0.5, dog", "steer": "cat:-0.5, dog", "replace": "cat:0.5, dog", "amount": "cat:0.5, dog"}
+        "ablate": "cat:0.5, dog", "steer": "cat:-0.5, dog", "replace": "cat:0.5, dog", "amount": "cat:0.5, dog",
+        "thorough": "cat:0.5, dog"}
+    unguided = versions(Across.ACTUATORS, text, actuator, "", guided=False)
+    assert [one.actuator.value for one in unguided] == ["amount", "ablate", "steer", "replace"]
     assert found[2].label == "steer: cat:-0.5, dog"
 
 
