@@ -116,8 +116,8 @@ def test_the_blueprint_is_one_node_with_what_an_artist_sets(browser, comfy, node
     page.context.close()
 
 
-@pytest.mark.parametrize("nodes2", [False, True], ids=["canvas", "nodes2"])
-@pytest.mark.parametrize("front_end", [(), ("--front-end-root", str(NEWEST_FRONTEND))], ids=["pinned", "newest"])
+@pytest.mark.parametrize(("front_end", "nodes2"), [((), False), (("--front-end-root", str(NEWEST_FRONTEND)), True)],
+                         ids=["pinned-canvas", "newest-nodes2"])
 def test_the_nodes_of_an_example_do_not_touch(browser, front_end, nodes2):
     with ComfyHost(*front_end) as running:
         page = canvas.open_page(browser, running, nodes2)

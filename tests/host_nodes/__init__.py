@@ -1,7 +1,6 @@
 """Nodes that do to a model what other people's nodes do, for the tests: fail midway, split calls, skip the network.
 
-And fewer words to tell a word from, each of which is some prompts that are encoded, and fewer steps, for the time it
-takes.
+And fewer words to tell a word from, each of which is some prompts that are encoded.
 """
 import json
 import sys
@@ -18,7 +17,6 @@ from safetensors import safe_open
 from server import PromptServer
 
 FEW_WORDS = json.loads(Path(__file__).resolve().parents[1].joinpath("few_words.json").read_text("utf-8"))
-STEPS = 6
 INNER = ".transformer_blocks.0.attn2"
 PATHS = {"down_blocks.1.attentions.0": "input_blocks.3.1", "up_blocks.0.attentions.0": "output_blocks.0.1",
          "up_blocks.0.attentions.1": "output_blocks.1.1"}
@@ -28,7 +26,7 @@ def find_words_faster(prompt: dict) -> dict:
     """Before a prompt runs, by when every custom node is loaded."""
     for name, module in [*sys.modules.items()]:
         if name.endswith("sae_models.learning.words"):
-            module.COMMON, module.STEPS = FEW_WORDS, STEPS
+            module.COMMON = FEW_WORDS
     return prompt
 
 
