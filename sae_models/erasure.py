@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .concepts import Statistics
+from .concepts import NEVER, Statistics
 from .errors import SaeError
 from .formats import Rows
 
@@ -355,9 +355,9 @@ def _weights(edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _thresholds(edit: Edit) -> Tensor:
-    """[F, T]"""
+    """[F, T]; *thorough* asks only whether a row is for a noise level at all."""
     found = edit.rows.statistics.thresholds
-    return found.clamp_min(0) if edit.gated else torch.zeros_like(found)
+    return found.clamp_min(0) if edit.gated else torch.where(found >= NEVER, found, 0)
 
 
 def _least(edit: Edit, change: Tensor, device: torch.device) -> Tensor | None:

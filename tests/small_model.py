@@ -52,7 +52,7 @@ def write_sae(path: Path, d_in: int = 320, hookpoint: str = HOOKPOINT, base: str
     config = SaeConfig(d_in, 64, 8)
     concepts = tuple(Concept(name, (3 + i,), "style" if "style" in name else "object")
                      for i, name in enumerate((*FIRING, *SILENT)))
-    thresholds = torch.tensor([0.0] * len(FIRING) + [1e6] * len(SILENT))[:, None].expand(-1, 2)
+    thresholds = torch.tensor([0.0] * len(FIRING) + [5e4] * len(SILENT))[:, None].expand(-1, 2)
     statistics = Statistics((0.1, 10.0), thresholds, torch.ones(len(concepts), 2))
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, Sae(config), Header(config, hookpoint, base, False, concepts, made_on=made_on, made_of=made_of),

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_models.concepts import Statistics
+from sae_models.concepts import NEVER, Statistics
 from sae_models.erasure import Actuator, Edit, Erasure
 from sae_models.errors import SaeError
 from sae_models.formats import Rows
@@ -232,6 +232,11 @@ def test_thorough_goes_by_the_last_call_in_which_the_prompt_was_not_heard():
     wanted = whole(x, 1.0, conditional).out
     assert torch.equal(parts(x[2:], 1.0, conditional[2:]).out, x[2:])
     torch.testing.assert_close(parts(x[:2], 1.0, conditional[:2]).out, wanted[:2])
+
+
+def test_thorough_leaves_rows_alone_that_are_not_for_a_noise_level(sae, x):
+    edit = edit_of(sae, [1], Actuator.THOROUGH, threshold=NEVER)
+    assert torch.equal(Erasure([edit])(x, 1.0, halves(x)).out, x)
 
 
 def test_thorough_has_to_know_where_the_prompt_is_heard():
