@@ -34,11 +34,10 @@ PromptServer.instance.add_on_prompt_handler(find_words_faster)
 
 
 class Meddle(io.ComfyNode):
-    """`fail`: raise in the third call. `split`: one call a conditioning, reversed; `apart`: in the
-    host's order. `skip`: never run the UNet.
-    `compile`: what *TorchCompileModel* does, with a backend that needs no C++ compiler. `attention`: replace the
-    cross-attention of all blocks, as IP-Adapter does; the modules then do not run. `output`: halve the output of every
-    cross-attention by a patch. `nan`: predict nothing that is a number."""
+    """`fail`: raise in the third call. `split`: one call a conditioning, reversed; `apart`: in the host's order.
+    `skip`: never run the UNet. `compile`: what *TorchCompileModel* does, with a backend that needs no C++ compiler.
+    `attention`: replace the cross-attention of all blocks, as IP-Adapter does; the modules then do not run. `output`:
+    halve the output of every cross-attention by a patch. `nan`: predict nothing that is a number."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
