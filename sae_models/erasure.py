@@ -21,8 +21,8 @@ from torch.nn import functional
 from .concepts import NEVER, Statistics
 from .errors import SaeError
 from .formats import Rows
+from .nearest import replace_from_nearest
 
-NEAREST = 4  # free tokens averaged into a replaced one
 FAINTEST = 0.05
 """Of a concept's largest mean over noise levels: below that a mean says too little to be divided by."""
 LOUD = 2.0
@@ -32,7 +32,6 @@ RIDGE = 1e-3
 """Keeps directions that are nearly one from being told apart."""
 EVERY = 1e6
 """Above every noise level there is: hosts say so of a window that begins with sampling."""
-AT_ONCE = 2 ** 22  # distances between tokens that are held at once
 
 
 class Actuator(str, Enum):  # noqa: UP042  (StrEnum needs Python 3.11; A1111 comes with 3.10)
@@ -313,7 +312,7 @@ class Erasure:
             out = _plus(out, dz, W_dec, x.ndim == 3)
         if replaced:
             for row, source, part in zip(out, columns, replaced.share[:, 0], strict=True):
-                _replace_from_nearest(row, source, part, _size(x))
+                replace_from_nearest(row, source, part, _size(x))
         return out
 
     def _replaced(self, x: Tensor, acts: list[Tensor]) -> "_Replaced | None":
@@ -441,44 +440,3 @@ def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
 def _size(x: Tensor) -> tuple[int, int]:
     """Height and width; tokens without a map lie on a line, one below the other."""
     return (x.shape[2], x.shape[3]) if x.ndim == 4 else (x.shape[1], 1)
-
-
-@lru_cache(maxsize=16)
-def _places(height: int, width: int, device: torch.device) -> Tensor:
-    """Where each token is, [N, 2]."""
-    y, x = (torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
-    return torch.stack([y[:, None].expand(height, width), x.expand(height, width)], 2).flatten(0, 1)
-
-
-def _replace_from_nearest(out: Tensor, x: Tensor, share: Tensor, size: tuple[int, int]) -> None:
-    """Blend, in `out` [d_in, N], every token with share > 0 towards the mean of its nearest free tokens of x."""
-    if x.device.type != "cpu":
-        near, weights = _nearest_free(share.eq(0), *size)
-        donors = (x[:, near] * weights.to(x)).sum(2)
-        out.copy_(torch.where(share > 0, torch.lerp(out, donors, share), out))
-        return
-    places = _places(*size, x.device)
-    taken, free = share.gt(0).nonzero()[:, 0], share.eq(0).nonzero()[:, 0]
-    if len(taken) == 0:
-        return
-    distance = torch.cdist(places[taken], places[free])
-    near = distance.topk(min(NEAREST, len(free)), largest=False).indices
-    donors = x[:, free[near]].mean(2)
-    out[:, taken] = torch.lerp(out[:, taken], donors, share[taken])
-
-
-def _nearest_free(free: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Which free tokens are nearest to every token, and their weights, both [N, k], without counting the free ones:
-    first the nearest in each column, then the nearest of those."""
-    y, x = (torch.arange(side, device=free.device, dtype=torch.float32) for side in (height, width))
-    tokens, weights = [], []
-    for rows in y.split(max(1, AT_ONCE // len(free))):
-        apart = (rows[:, None, None] - y[:, None]).abs().masked_fill(~free.view(height, width), math.inf)
-        dy, from_y = apart.topk(min(NEAREST, height), 1, largest=False)
-        apart = (dy.square()[:, None] + (x[:, None] - x).square()[:, None]).flatten(2)
-        apart, chosen = apart.topk(min(NEAREST, apart.shape[2]), largest=False)
-        there = (from_y * width + x.long()).flatten(1)[:, None].expand(-1, width, -1)
-        tokens.append(there.gather(2, chosen).flatten(0, 1))
-        weights.append(apart.isfinite().flatten(0, 1))
-    found = torch.cat(weights).float()
-    return torch.cat(tokens), found / found.sum(1, keepdim=True).clamp_min(1)
